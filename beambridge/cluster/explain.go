@@ -23,7 +23,6 @@ type Explanation struct {
 	Filters  []Filter  `json:"filters"`         // Filters are the requirements in the order of evaluation.
 	Chosen   []Member  `json:"chosen"`          // Chosen are the members with the terms of their expected time.
 	Notes    []string  `json:"notes,omitempty"` // Notes are further sentences.
-	Noun     string    `json:"-"`               // Noun is what is counted.
 }
 
 func (x *Explanation) note(format string, args ...any) {
@@ -55,6 +54,11 @@ func (x Explanation) Summary() string {
 		before = f.Left
 	}
 	return b.String()
+}
+
+// reason is the summary with the notes, in one line for an error.
+func (x Explanation) reason() string {
+	return strings.Join(append([]string{x.Summary()}, x.Notes...), ". ")
 }
 
 // Hardest returns the requirement whose absence alone would admit most, for "what to change" advice; false

@@ -112,9 +112,8 @@ func (t *Tracker) lease(c *chunk, k *worker, copied bool, setSeq uint64, now tim
 	}
 	c.all = append(c.all, l)
 	t.leases[l.ID] = l
-	t.live = append(t.live, l)
+	t.live, k.live = append(compact(t.live, len(t.leases)), l), append(compact(k.live, k.held), l)
 	k.held++
-	k.live = append(k.live, l)
 	if t.need(c) == 0 {
 		t.ready.remove(c)
 	} else {
@@ -123,6 +122,15 @@ func (t *Tracker) lease(c *chunk, k *worker, copied bool, setSeq uint64, now tim
 	fx.Chunks = append(fx.Chunks, c.row(ChunkOpen))
 	fx.Leases = append(fx.Leases, l.LeaseRow)
 	return l
+}
+
+// compact drops ended leases from a list once they are the majority, so that the lists stay as long as what
+// is live however rarely Expire and Report are called.
+func compact(ls []*lease, live int) []*lease {
+	if len(ls) < 2*live+32 {
+		return ls
+	}
+	return slices.DeleteFunc(ls, func(l *lease) bool { return !l.State.Live() })
 }
 
 // replace makes a lease lost for good; its lapse was counted when it fell silent.

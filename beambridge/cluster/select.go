@@ -41,7 +41,7 @@ func Select(job Job, candidates []Candidate, now time.Time, seed uint64) (Plan, 
 
 // Select is the package's Select over a fleet that is kept warm.
 func (f *Fleet) Select(job Job, now time.Time, seed uint64) (Plan, Explanation, error) {
-	x := Explanation{At: now, Total: f.Len(), Noun: "nodes"}
+	x := Explanation{At: now, Total: f.Len()}
 	j, err := job.normal()
 	if err != nil {
 		return Plan{}, x, err
@@ -96,7 +96,7 @@ func (f *Fleet) vet(j *Job, rows []int32, x *Explanation) (work, newcomers []int
 		return work, newcomers, nil
 	case j.AllowUnvetted == UnvettedNever:
 		x.note("All %d are newcomers and the job says allow_unvetted: never; it waits. Say replicated, or name a node you trust as anchor.", len(rows))
-		return nil, nil, fmt.Errorf("%w: %s", ErrUnvetted, x.Summary())
+		return nil, nil, fmt.Errorf("%w: %s", ErrUnvetted, x.reason())
 	}
 	j.Copies = max(j.Copies, 2)
 	x.note("No vetted node matches, so each chunk runs on two operators (allow_unvetted: replicated).")
@@ -114,7 +114,7 @@ func (p *picker) choose(plan *Plan, x *Explanation) ([]int, error) {
 	}
 	if short != nil {
 		p.explainShort(short, x)
-		return nil, fmt.Errorf("%w: %s", ErrTooFew, x.Summary())
+		return nil, fmt.Errorf("%w: %s", ErrTooFew, x.reason())
 	}
 	at, err := p.diversify(at)
 	if err != nil {

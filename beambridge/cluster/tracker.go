@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/gridbeam/gridbeam/protocol"
@@ -526,6 +527,9 @@ func (t *Tracker) enqueue(c *chunk, again bool) {
 	}
 	t.ready.push(c, again)
 	c.announced = false
+	if len(t.fresh) > 2*t.ready.len+32 { // claims may be faster than announcements
+		t.fresh = slices.DeleteFunc(t.fresh, func(o *chunk) bool { return !o.queued || o.announced })
+	}
 	t.fresh = append(t.fresh, c)
 }
 

@@ -1,0 +1,5 @@
+//go:build system
+
+package cluster
+
+func init() { simSeeds = 100_000 }
