@@ -99,3 +99,27 @@ func TestPlanAtRNP004SizeIsValid(t *testing.T) {
 	checkPlan(t, 0, rnp004Job(), cs, p)
 	t.Log(x.Summary())
 }
+
+// BenchmarkGang is the worst case of one gang search: its budget is spent whatever the size.
+func BenchmarkGang(b *testing.B) {
+	for _, n := range []int{8, 32, 128} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			r := rand.New(rand.NewPCG(1, 2))
+			var cs []Candidate
+			for i := range 1000 {
+				c := good(fmt.Sprintf("n%d", i))
+				c.SecondsPerInput = 5 + 10*r.Float64()
+				cs = append(cs, c)
+			}
+			f := NewFleet(cs)
+			job := Job{Kind: KindGang, MinNodes: n, MaxNodes: n, Link: func(x, y *Candidate) Link {
+				return Link{Seconds: float64((peerHash(string(x.Peer))^peerHash(string(y.Peer)))%1000) / 100}
+			}}
+			for b.Loop() {
+				if _, x, err := f.Select(job, noon, 1); err != nil {
+					b.Fatal(err, x)
+				}
+			}
+		})
+	}
+}

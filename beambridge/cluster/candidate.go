@@ -209,7 +209,7 @@ type Job struct {
 	Backend   Backend   // Backend is what it runs as.
 	Isolation Isolation // Isolation is the least level; IsolationNone and IsolationDev ask for any.
 
-	GPUModels []string // GPUModels are the accepted slugs; empty accepts any model.
+	GPUModels []string // GPUModels are the accepted names as the job file says them, or slugs; empty accepts any model.
 	GPUCount  int      // GPUCount is the number of identical devices of one chunk; 0 needs none.
 	MinVRAMGB int      // MinVRAMGB is the nominal memory of each.
 	Cores     float64  // Cores is per chunk.
@@ -240,6 +240,8 @@ type Job struct {
 	// Link tells or estimates the path between two candidates; gangs only, nil ignores paths. It has to be a
 	// function of the candidates alone.
 	Link func(a, b *Candidate) Link
+
+	gpus []protocol.GPUSet // what GPUModels stand for
 }
 
 // Defaults of the fields of Job that may be absent.
@@ -282,6 +284,14 @@ func (j Job) normal() (Job, error) {
 	if !(j.MaxShare >= 0 && j.MaxShare <= 1) {
 		return bad("max_share", j.MaxShare, "0..1")
 	}
+	j.gpus = nil
+	for _, name := range j.GPUModels {
+		set, err := protocol.ResolveGPU(name)
+		if err != nil {
+			return Job{}, fmt.Errorf("%w: gpu: %w", ErrBadJob, err)
+		}
+		j.gpus = append(j.gpus, set)
+	}
 	if (len(j.GPUModels) > 0 || j.MinVRAMGB > 0) && j.GPUCount == 0 {
 		j.GPUCount = 1
 	}
@@ -307,8 +317,11 @@ func (j Job) normal() (Job, error) {
 	default:
 		return bad("allow_unvetted", j.AllowUnvetted, "replicated, single or never")
 	}
-	if j.Kind == KindTask {
+	switch j.Kind {
+	case KindTask:
 		j.Chunks = 1
+	case KindGang:
+		j.Copies, j.Explore = 1, -1 // ranks work together, they are no copies of one another
 	}
 	return j, nil
 }

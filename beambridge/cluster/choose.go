@@ -221,7 +221,7 @@ func (p *picker) diversify(at []int) ([]int, error) {
 		if next < 0 {
 			return nil, fmt.Errorf("%w: copies of a chunk need %d, %d are there", ErrDomains, want, len(kept))
 		}
-		full := p.j.MaxNodes > 0 && len(at) >= p.j.MaxNodes || p.shared || p.j.Kind == KindTask && len(at) >= want || p.j.Kind == KindGang
+		full := p.j.MaxNodes > 0 && len(at) >= p.j.MaxNodes || p.shared || p.j.Kind == KindTask && len(at) >= want
 		if full {
 			drop := -1
 			for k := len(at) - 1; k >= 0; k-- {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/gridbeam/gridbeam/protocol"
 )
 
 // Fleet holds candidates together with columns of what requirements ask, so that one pass over 100,000
@@ -266,7 +268,7 @@ func (f *Fleet) kitVerdicts(j *Job) (model, vram []bool) {
 			if g.Count < j.GPUCount {
 				continue
 			}
-			m := len(j.GPUModels) == 0 || slices.Contains(j.GPUModels, g.Model)
+			m := len(j.gpus) == 0 || slices.ContainsFunc(j.gpus, func(s protocol.GPUSet) bool { return s.Has(g.Model) })
 			v := g.VRAMGB >= j.MinVRAMGB
 			model[i], vram[i], both = model[i] || m, vram[i] || v, both || m && v
 		}

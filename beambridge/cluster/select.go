@@ -66,7 +66,7 @@ func (f *Fleet) Select(job Job, now time.Time, seed uint64) (Plan, Explanation, 
 		x.Chosen = append(x.Chosen, plan.Members[k])
 	}
 	p.spare(at, &plan)
-	if j.Explore > 0 && j.Kind != KindGang && j.Copies == 1 && len(fresh) > 0 {
+	if j.Explore > 0 && j.Copies == 1 && len(fresh) > 0 {
 		f.explore(&j, fresh, seed, len(at), &plan, &x)
 	}
 	return plan, x, nil
@@ -96,6 +96,9 @@ func (f *Fleet) vet(j *Job, rows []int32, x *Explanation) (work, newcomers []int
 		return work, newcomers, nil
 	case j.AllowUnvetted == UnvettedNever:
 		x.note("All %d are newcomers and the job says allow_unvetted: never; it waits. Say replicated, or name a node you trust as anchor.", len(rows))
+		return nil, nil, fmt.Errorf("%w: %s", ErrUnvetted, x.reason())
+	case j.Kind == KindGang:
+		x.note("All %d are newcomers and a gang cannot run each chunk twice; name a node you trust as anchor, or say allow_unvetted: single.", len(rows))
 		return nil, nil, fmt.Errorf("%w: %s", ErrUnvetted, x.reason())
 	}
 	j.Copies = max(j.Copies, 2)

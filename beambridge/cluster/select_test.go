@@ -223,7 +223,7 @@ func checkPlan(t *testing.T, seed uint64, j Job, cs []Candidate, p Plan) {
 	if j.Link != nil && j.MaxRTT > 0 {
 		for a := range p.Members {
 			for b := range a {
-				if l := j.Link(&cs[p.Members[a].Row], &cs[p.Members[b].Row]); p.Copies == 1 && l.RTT > j.MaxRTT {
+				if l := j.Link(&cs[p.Members[a].Row], &cs[p.Members[b].Row]); l.RTT > j.MaxRTT {
 					t.Fatalf("seed %d: gang members %v apart, limit %v", seed, l.RTT, j.MaxRTT)
 				}
 			}
@@ -513,6 +513,17 @@ func TestExplanationCountsWhatEachRequirementRemoved(t *testing.T) {
 	}
 }
 
+func TestGPUNamesMeanWhatTheJobFileSays(t *testing.T) {
+	big, small := good("big"), good("small")
+	big.GPUs = []GPU{{"nvidia-a100-80gb-sxm", 1, 80}}
+	small.GPUs = []GPU{{"nvidia-a100-40gb-sxm", 1, 40}}
+	for name, want := range map[string]int{"A100-40": 1, "A100-80": 1, "nvidia-a100-80gb-sxm": 1, "any": 2, "H100": 0} {
+		if _, x, _ := Select(Job{Kind: KindMap, GPUModels: []string{name}}, []Candidate{big, small}, noon, 1); x.Matching != want {
+			t.Errorf("gpu %s: %s, want %d", name, x.Summary(), want)
+		}
+	}
+}
+
 func TestHolderOfTheDataWinsAmongEquals(t *testing.T) {
 	far, near := good("far"), good("near")
 	far.DataMissing, near.DataMissing = 8<<30, 0
@@ -540,7 +551,7 @@ func TestBadJobsNameTheField(t *testing.T) {
 	for field, j := range map[string]Job{
 		"kind": {Kind: "batch"}, "nodes": {Kind: KindMap, MinNodes: 4, MaxNodes: 2}, "min_reputation": {Kind: KindMap, MinReputation: math.NaN()},
 		"prefer": {Kind: KindMap, Prefer: "best"}, "allow_unvetted": {Kind: KindMap, AllowUnvetted: "yes"}, "regions": {Kind: KindMap, Regions: []Share{{"eu", -1}}},
-		"max_share": {Kind: KindMap, MaxShare: 2}, "gpu_count": {Kind: KindMap, GPUCount: -1}, "backend": {Kind: KindMap, Backend: 9},
+		"max_share": {Kind: KindMap, MaxShare: 2}, "gpu_count": {Kind: KindMap, GPUCount: -1}, "gpu": {Kind: KindMap, GPUModels: []string{"Voodoo2"}}, "backend": {Kind: KindMap, Backend: 9},
 	} {
 		if _, _, err := Select(j, []Candidate{good("a")}, noon, 1); !errors.Is(err, ErrBadJob) || !strings.Contains(fmt.Sprint(err), field) {
 			t.Errorf("%s: %v", field, err)
