@@ -14,7 +14,7 @@ type Link struct {
 
 // swapBudget bounds the work of one gang search in link look-ups: about 10 ms on one core of 2026. A count
 // and not a clock, so that equal calls give equal plans.
-const swapBudget = 4_000_000
+const swapBudget = 3_500_000
 
 // gangSearch minimises max E + slowest pair over sets of n finalists.
 type gangSearch struct {

@@ -142,7 +142,8 @@ func (t *Tracker) Drop(node protocol.PeerID, why Reason, text string) Effects {
 // of the chunks that are open, in order of their fences. Chunks that were cut but never leased have no row
 // and are cut again. Live leases are waited for during the Window, for their nodes may be working: no new
 // fence is given for their chunks until the node reports without them, is Unreachable, or the Window ends.
-// It returns ErrBadConfig and ErrBadRows.
+// Nodes Join again as they call; where none does, the bridge says JobStarved. It returns ErrBadConfig and
+// ErrBadRows.
 func Restore(cfg Config, state JobState, rows iter.Seq[ChunkRow], leases iter.Seq[LeaseRow], newID func() protocol.LeaseID, now time.Time) (*Tracker, error) {
 	t, err := NewTracker(cfg, newID)
 	if err != nil {

@@ -22,8 +22,6 @@ const (
 type Pace struct {
 	// Nodes is the number of nodes that work on the job; 0 counts as 1.
 	Nodes int
-	// Slots is the number of chunks they run at once; it bounds the probes. Less than Nodes counts as Nodes.
-	Slots int
 	// SecondsPerInput is the prediction for the slowest of them; 0 is unknown.
 	SecondsPerInput float64
 	// Chunk is the size that the job file asks for; 0 leaves the size to the rules below.

@@ -282,7 +282,8 @@ func (t *Tracker) event(e JobEvent, fx *Effects) error {
 	return nil
 }
 
-// Join adds a node to the cluster or changes its terms; a waiting job runs again.
+// Join adds a node to the cluster or changes its terms; a selecting or waiting job runs. A pending one has to
+// be told JobSelect first.
 func (t *Tracker) Join(w Worker, now time.Time) Effects {
 	var fx Effects
 	if t.state.Final() {
