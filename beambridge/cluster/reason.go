@@ -14,6 +14,8 @@ const (
 	reasonSilent      Reason = 45
 	reasonRestartLost Reason = 46
 	reasonWrong       Reason = 48
+
+	reasonLeaseExpired Reason = 85
 )
 
 func known(r Reason) Reason {

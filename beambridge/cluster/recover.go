@@ -42,7 +42,11 @@ func (t *Tracker) Report(node protocol.PeerID, seq uint64, held []Observed, now 
 		k.live = slices.DeleteFunc(k.live, func(l *lease) bool { return !l.State.Live() })
 		for _, l := range k.live {
 			if l.State.Live() && l.SetSeq <= seq && !named[l.ID] {
-				t.lost(l, reasonRestartLost, "its node does not hold it any more", &fx)
+				if l.heard {
+					t.lost(l, reasonRestartLost, "its node does not hold it any more", &fx)
+				} else { // nobody's fault: reputation must not read a lost message as a lost chunk
+					t.lost(l, reasonLeaseExpired, "the grant did not reach its node", &fx)
+				}
 			}
 		}
 	}
@@ -70,8 +74,9 @@ func (t *Tracker) renew(l *lease, e AttemptEvent, now time.Time, fx *Effects) {
 	if l.State == AttemptSuspect {
 		l.chunk.lapses--
 	}
-	if e == AttemptRun && l.State != AttemptRunning && l.State != AttemptSuspect && !l.begun {
-		l.since, l.begun = now, true
+	l.heard = true
+	if e == AttemptRun && !l.began {
+		l.since, l.began = now, true
 	}
 	t.move(l, e, fx)
 	l.expires = now.Add(t.cfg.TTL)

@@ -211,7 +211,8 @@ type lease struct {
 	expires time.Time
 	since   time.Time // running since, as far as known
 	giveUp  time.Time
-	begun   bool // the node was heard to hold it
+	heard   bool // the node was heard to hold it
+	began   bool // the node was heard to run it
 }
 
 // Tracker is one job's dispatcher: who may run what under which fence, and what each end means. Its memory

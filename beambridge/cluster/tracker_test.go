@@ -384,7 +384,15 @@ func TestGrantThatNeverArrivedIsFoundByTheReport(t *testing.T) {
 	if next.Fence != 2 {
 		t.Errorf("%+v", next)
 	}
+	if r := d.leases[l.ID]; r.State != AttemptLost || r.Reason != reasonLeaseExpired {
+		t.Errorf("%+v: a grant that got lost is nobody's fault", r)
+	}
 	d.want("it did run after all", d.result(l, reasonDone, 0), VerdictFenced)
+	d.report("n1", next)
+	d.report("n1")
+	if r := d.leases[next.ID]; r.State != AttemptLost || r.Reason != reasonRestartLost {
+		t.Errorf("%+v: what a node held and lost is its fault", r)
+	}
 }
 
 func TestRestartKeepsRunningChunksAndGivesNoNewFenceInsideTheWindow(t *testing.T) {
