@@ -1,0 +1,102 @@
+package p2p
+
+import (
+	"sync"
+
+	pubsub "github.com/libp2p/go-libp2p-pubsub"
+	pb "github.com/libp2p/go-libp2p-pubsub/pb"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/gridbeam/gridbeam/protocol"
+)
+
+// maxSubscriptions is how many topics of one peer are remembered (trust.md 5; CVE-2026-46679: the router
+// itself remembers any number).
+const maxSubscriptions = 100
+
+// subscriptions decides which subscriptions of others the router hears of: allowed names, at most
+// maxSubscriptions a peer over all its messages, and members alone on topics that have members.
+type subscriptions struct {
+	mu      sync.Mutex
+	peers   map[peer.ID]map[string]struct{}
+	members map[string]func(peer.ID) bool
+}
+
+var _ pubsub.SubscriptionFilter = (*subscriptions)(nil)
+
+func newSubscriptions() *subscriptions {
+	return &subscriptions{peers: make(map[peer.ID]map[string]struct{}), members: make(map[string]func(peer.ID) bool)}
+}
+
+// setMembers limits a topic to peers for which member is true; nil lifts the limit.
+func (s *subscriptions) setMembers(topic string, member func(peer.ID) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if member == nil {
+		delete(s.members, topic)
+	} else {
+		s.members[topic] = member
+	}
+}
+
+// member is the router's peer filter: who may be in a topic's mesh.
+func (s *subscriptions) member(p peer.ID, topic string) bool {
+	s.mu.Lock()
+	member := s.members[topic]
+	s.mu.Unlock()
+	return member == nil || member(p)
+}
+
+// CanSubscribe implements pubsub.SubscriptionFilter.
+func (s *subscriptions) CanSubscribe(topic string) bool {
+	return protocol.TopicAllow.MatchString(topic)
+}
+
+// FilterIncomingSubscriptions implements pubsub.SubscriptionFilter. What is too much is left out, so that
+// the rest of the message is still heard.
+func (s *subscriptions) FilterIncomingSubscriptions(from peer.ID, subs []*pb.RPC_SubOpts) ([]*pb.RPC_SubOpts, error) {
+	if len(subs) > 10*maxSubscriptions { // no honest peer says so much at once
+		return nil, pubsub.ErrTooManySubscriptions
+	}
+	subs = pubsub.FilterSubscriptions(subs, func(topic string) bool {
+		return s.CanSubscribe(topic) && s.member(from, topic)
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have := s.peers[from]
+	if have == nil {
+		have = make(map[string]struct{})
+		s.peers[from] = have
+	}
+	out := subs[:0]
+	for _, sub := range subs {
+		topic := sub.GetTopicid()
+		if !sub.GetSubscribe() {
+			delete(have, topic)
+		} else if _, again := have[topic]; !again {
+			if len(have) >= maxSubscriptions {
+				continue
+			}
+			have[topic] = struct{}{}
+		}
+		out = append(out, sub)
+	}
+	return out, nil
+}
+
+// forget drops what a peer that left had subscribed to.
+func (s *subscriptions) forget(p peer.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.peers, p)
+}
+
+// notifiee forgets peers when their last connection closes.
+func (s *subscriptions) notifiee() network.Notifiee {
+	return &network.NotifyBundle{DisconnectedF: func(n network.Network, c network.Conn) {
+		if n.Connectedness(c.RemotePeer()) != network.Connected {
+			s.forget(c.RemotePeer())
+		}
+	}}
+}
