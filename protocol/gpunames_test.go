@@ -98,8 +98,23 @@ func TestNominalSizesFollowTheMarket(t *testing.T) {
 		gib  float64
 		want int
 	}{
-		{0, 0}, {79.65, 80}, {93.58, 94}, {95.58, 96}, {139.8, 141}, {178.35, 180}, {44.99, 48}, {10.91, 11},
-		{22.0, 24}, {14.56, 16}, {72, 80}, {71.9, 72}, {81.6, 80}, {81.7, 82}, {256, 256}, {4.95, 5}, {1, 1},
+		{0, 0},
+		{79.65, 80},
+		{93.58, 94},
+		{95.58, 96},
+		{139.8, 141},
+		{178.35, 180},
+		{44.99, 48},
+		{10.91, 11},
+		{22.0, 24},
+		{14.56, 16},
+		{72, 80},
+		{71.9, 72},
+		{81.6, 80},
+		{81.7, 82},
+		{256, 256},
+		{4.95, 5},
+		{1, 1},
 	} {
 		if got := NominalGB(uint64(c.gib * gib)); got != c.want {
 			t.Errorf("NominalGB(%v GiB) = %d, want %d", c.gib, got, c.want)
@@ -115,13 +130,35 @@ func TestNominalSizesFollowTheMarket(t *testing.T) {
 
 func TestRequestedNamesNormaliseAsBeamDoes(t *testing.T) {
 	for _, c := range []struct{ request, alias string }{
-		{"A100", "A100"}, {"a100-80", "A100-80"}, {"NVIDIA A100-SXM4-80GB", "A100-80"}, {"A100 40G", "A100-40"},
-		{"A100-40", "A100-40"}, {"nvidia h100 80gb hbm3", "H100"}, {"L40S", "L40S"}, {"NVIDIA L40", "L40"},
-		{"l4", "L4"}, {"Tesla T4", "T4"}, {"GeForce RTX 4090", "RTX4090"}, {"rtx-4090", "RTX4090"},
-		{"NVIDIA RTX A6000", "A6000"}, {"RTX 6000 Ada Generation", "RTX6000Ada"}, {"Quadro RTX 6000", "RTX6000"},
-		{"RTX PRO 6000 Blackwell", "RTXPro6000"}, {"V100-SXM2-32GB", "V100-32"}, {"V100", "V100"}, {"B200", "B200"},
-		{"GB200", "GB200"}, {"GH200", "GH200"}, {"A10G", "A10G"}, {"A10", "A10"}, {"RTX3090", "RTX3090"},
-		{"any", "any"}, {"ANY", "any"}, {"nvidia-h100-80gb-sxm", "nvidia-h100-80gb-sxm"}, {"T400", "T400"}, {"a2", "A2"},
+		{"A100", "A100"},
+		{"a100-80", "A100-80"},
+		{"NVIDIA A100-SXM4-80GB", "A100-80"},
+		{"A100 40G", "A100-40"},
+		{"A100-40", "A100-40"},
+		{"nvidia h100 80gb hbm3", "H100"},
+		{"L40S", "L40S"},
+		{"NVIDIA L40", "L40"},
+		{"l4", "L4"},
+		{"Tesla T4", "T4"},
+		{"GeForce RTX 4090", "RTX4090"},
+		{"rtx-4090", "RTX4090"},
+		{"NVIDIA RTX A6000", "A6000"},
+		{"RTX 6000 Ada Generation", "RTX6000Ada"},
+		{"Quadro RTX 6000", "RTX6000"},
+		{"RTX PRO 6000 Blackwell", "RTXPro6000"},
+		{"V100-SXM2-32GB", "V100-32"},
+		{"V100", "V100"},
+		{"B200", "B200"},
+		{"GB200", "GB200"},
+		{"GH200", "GH200"},
+		{"A10G", "A10G"},
+		{"A10", "A10"},
+		{"RTX3090", "RTX3090"},
+		{"any", "any"},
+		{"ANY", "any"},
+		{"nvidia-h100-80gb-sxm", "nvidia-h100-80gb-sxm"},
+		{"T400", "T400"},
+		{"a2", "A2"},
 	} {
 		got, err := ResolveGPU(c.request)
 		if err != nil || got.Alias != c.alias {
