@@ -289,6 +289,7 @@ func topicScore() *pubsub.TopicScoreParams {
 	return &pubsub.TopicScoreParams{
 		SkipAtomicValidation:           true,
 		TopicWeight:                    0.1,
+		TimeInMeshQuantum:              time.Second, // weightless, but the router divides by it
 		FirstMessageDeliveriesWeight:   1,
 		FirstMessageDeliveriesDecay:    pubsub.ScoreParameterDecay(10 * time.Minute),
 		FirstMessageDeliveriesCap:      100,

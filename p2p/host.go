@@ -25,6 +25,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+// flush is how long last frames get to leave before their connection closes.
+const flush = 100 * time.Millisecond
+
 // ErrListen means that an address could not be listened on.
 var ErrListen = errors.New("p2p: cannot listen")
 
@@ -272,6 +275,10 @@ func (h *Host) Close() error {
 		f.stopReading() // one that waits for a request wakes up; one that answers finishes
 	}
 	late := !waitFor(&h.handlers, h.cfg.Drain)
+	if len(open) > 0 { // closing a connection drops what it has not sent yet, and nothing tells when it has
+		linger := time.NewTimer(flush)
+		<-linger.C
+	}
 	h.pool.closeAll()
 	h.mu.Lock()
 	var stuck []libprotocol.ID
