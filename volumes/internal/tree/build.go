@@ -132,6 +132,22 @@ func (h *leafHasher) add(buf *[]byte, n int) {
 	})
 }
 
+// Bytes puts the blocks of a file that is in memory; put may keep its leaves as long as data stays as it is.
+func Bytes(data []byte, put Put) (Ref, error) {
+	if len(data) <= LeafSize {
+		return Leaf(data, put)
+	}
+	refs := make([]Ref, 0, (len(data)+LeafSize-1)/LeafSize)
+	for chunk := range slices.Chunk(data, LeafSize) {
+		ref, err := Leaf(chunk, put)
+		if err != nil {
+			return Ref{}, err
+		}
+		refs = append(refs, ref)
+	}
+	return balance(refs, put)
+}
+
 func balance(refs []Ref, put Put) (Ref, error) {
 	for len(refs) > 1 {
 		up := make([]Ref, 0, (len(refs)+FileWidth-1)/FileWidth)

@@ -76,6 +76,10 @@ func (m *memory) readAt(ctx context.Context, c cid.Cid, p []byte, off int64) (in
 	return bytes.NewReader(b).ReadAt(p, off)
 }
 
+func loader(get tree.Get) tree.Loader {
+	return func(ctx context.Context, c cid.Cid) (*tree.Node, error) { return tree.Load(ctx, get, c) }
+}
+
 // oracle builds with the reference implementation.
 type oracle struct{ dag ipld.DAGService }
 
@@ -154,6 +158,13 @@ func TestFileCIDsEqualReference(t *testing.T) {
 			t.Fatal(err)
 		}
 		same(t, fmt.Sprint(size, " bytes"), got, o.file(t, content(byte(i), size)))
+		whole, err := io.ReadAll(content(byte(i), size))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := tree.Bytes(whole, m.put); err != nil || b != got {
+			t.Fatalf("in memory: %+v, %v; streamed: %+v", b, err, got)
+		}
 		if got.Size != uint64(size) {
 			t.Fatalf("size %d, want %d", got.Size, size)
 		}
@@ -326,7 +337,7 @@ func TestReadAtEqualsContent(t *testing.T) {
 	for range 300 {
 		off := rng.Int64N(size + 10)
 		p := make([]byte, rng.IntN(2*tree.LeafSize))
-		k, err := tree.ReadFileAt(t.Context(), m.get, m.readAt, n, p, uint64(off))
+		k, err := tree.ReadFileAt(t.Context(), loader(m.get), m.readAt, n, p, uint64(off))
 		full := max(0, min(int64(len(p)), size-off))
 		if int64(k) != full || (full < int64(len(p))) != errors.Is(err, io.EOF) {
 			t.Fatalf("read %d at %d: %d bytes, %v", len(p), off, k, err)
@@ -361,7 +372,7 @@ func TestReaderUnderstandsOtherProfiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := make([]byte, len(want)+1)
-	k, err := tree.ReadFileAt(t.Context(), get, nil, n, got, 0)
+	k, err := tree.ReadFileAt(t.Context(), loader(get), nil, n, got, 0)
 	if k != len(want) || !errors.Is(err, io.EOF) || !bytes.Equal(got[:k], want) {
 		t.Fatalf("%d bytes, %v", k, err)
 	}

@@ -171,9 +171,12 @@ func (l Link) named(name string) Link { l.Name = name; return l }
 // with io.EOF at the block's end.
 type ReadAt func(ctx context.Context, c cid.Cid, p []byte, off int64) (int, error)
 
+// Loader returns the decoded node of a file part that is no raw leaf; it may keep the last ones.
+type Loader func(ctx context.Context, c cid.Cid) (*Node, error)
+
 // ReadFileAt fills p from offset off of the file n. It loads only nodes on the way and reads only the
 // touched part of raw leaves. It returns io.EOF when the file ends before p is full.
-func ReadFileAt(ctx context.Context, get Get, leaf ReadAt, n *Node, p []byte, off uint64) (int, error) {
+func ReadFileAt(ctx context.Context, load Loader, leaf ReadAt, n *Node, p []byte, off uint64) (int, error) {
 	if !n.Kind.IsFile() {
 		return 0, malformed("kind %d is no file", n.Kind)
 	}
@@ -184,14 +187,14 @@ func ReadFileAt(ctx context.Context, get Get, leaf ReadAt, n *Node, p []byte, of
 	if rest := n.Size - off; uint64(want) > rest {
 		p = p[:rest]
 	}
-	done, err := readNode(ctx, get, leaf, n, p, off, maxFileDepth)
+	done, err := readNode(ctx, load, leaf, n, p, off, maxFileDepth)
 	if err == nil && done < want {
 		err = io.EOF
 	}
 	return done, err
 }
 
-func readNode(ctx context.Context, get Get, leaf ReadAt, n *Node, p []byte, off uint64, depth int) (int, error) {
+func readNode(ctx context.Context, load Loader, leaf ReadAt, n *Node, p []byte, off uint64, depth int) (int, error) {
 	if depth == 0 {
 		return 0, malformed("file too deep")
 	}
@@ -209,7 +212,7 @@ func readNode(ctx context.Context, get Get, leaf ReadAt, n *Node, p []byte, off 
 		}
 		part := p[done:]
 		part = part[:min(uint64(len(part)), at+size-pos)]
-		k, err := readChild(ctx, get, leaf, n.Links[i].CID, size, part, pos-at, depth)
+		k, err := readChild(ctx, load, leaf, n.Links[i].CID, size, part, pos-at, depth)
 		done += k
 		if err != nil {
 			return done, err
@@ -222,7 +225,7 @@ func readNode(ctx context.Context, get Get, leaf ReadAt, n *Node, p []byte, off 
 	return done, nil
 }
 
-func readChild(ctx context.Context, get Get, leaf ReadAt, c cid.Cid, size uint64, p []byte, off uint64, depth int) (int, error) {
+func readChild(ctx context.Context, load Loader, leaf ReadAt, c cid.Cid, size uint64, p []byte, off uint64, depth int) (int, error) {
 	if c.Type() == cid.Raw {
 		k, err := leaf(ctx, c, p, int64(off))
 		if k == len(p) {
@@ -232,12 +235,12 @@ func readChild(ctx context.Context, get Get, leaf ReadAt, c cid.Cid, size uint64
 		}
 		return k, err
 	}
-	n, err := Load(ctx, get, c)
+	n, err := load(ctx, c)
 	if err != nil {
 		return 0, err
 	}
 	if !n.Kind.IsFile() || n.Size != size {
 		return 0, malformed("block %s is no file part of %d bytes", c, size)
 	}
-	return readNode(ctx, get, leaf, n, p, off, depth-1)
+	return readNode(ctx, load, leaf, n, p, off, depth-1)
 }

@@ -129,7 +129,7 @@ func FuzzDecode(f *testing.F) {
 			_, _ = tree.Lookup(context.Background(), get, n, "name")
 		}
 		if n.Kind.IsFile() {
-			_, _ = tree.ReadFileAt(context.Background(), get, leaf, n, make([]byte, 64), n.Size/2)
+			_, _ = tree.ReadFileAt(context.Background(), loader(get), leaf, n, make([]byte, 64), n.Size/2)
 		}
 	})
 }
