@@ -19,6 +19,9 @@ type Config struct {
 	Inline int
 	// SyncBytes is how many bytes may wait for the disk before a write waits. Default 64 MiB (volumes.md 8).
 	SyncBytes int64
+	// Cache is the memory in bytes for the index. Default 64 MiB: below that, merging and serving many small
+	// files reads the disk for most lookups.
+	Cache int64
 	// ReadTimeout is how long a read of an FS waits for a missing block. Default 60 s (volumes.md 7).
 	ReadTimeout time.Duration
 	// MaxBlocks bounds the distinct blocks of one tree. Default 16 Mi: 16 TiB of leaves.
@@ -29,7 +32,7 @@ type Config struct {
 func DefaultConfig(dir string) Config {
 	return Config{
 		Dir: dir, Reserve: 256 << 20, PackSize: 64 << 20, Inline: 4 << 10, SyncBytes: 64 << 20,
-		ReadTimeout: time.Minute, MaxBlocks: 16 << 20,
+		Cache: 64 << 20, ReadTimeout: time.Minute, MaxBlocks: 16 << 20,
 	}
 }
 
@@ -44,6 +47,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("%w: Inline is %d, want 0 to 1 MiB", ErrConfig, c.Inline)
 	case c.SyncBytes < 1:
 		return fmt.Errorf("%w: SyncBytes is %d, want at least 1", ErrConfig, c.SyncBytes)
+	case c.Cache < 1<<20:
+		return fmt.Errorf("%w: Cache is %d, want at least 1 MiB", ErrConfig, c.Cache)
 	case c.ReadTimeout <= 0:
 		return fmt.Errorf("%w: ReadTimeout is %s, want more than 0", ErrConfig, c.ReadTimeout)
 	case c.MaxBlocks < 1:

@@ -56,6 +56,7 @@ func Open(cfg Config, log *slog.Logger) (*Store, error) {
 	}
 	blocks, err := store.Open(store.Config{
 		Dir: cfg.Dir, Reserve: cfg.Reserve, PackSize: cfg.PackSize, Inline: cfg.Inline, SyncBytes: cfg.SyncBytes,
+		Cache: cfg.Cache,
 	}, log)
 	if err != nil {
 		return nil, translate(err)

@@ -484,6 +484,7 @@ func TestConfigNamesTheFaultyField(t *testing.T) {
 		"PackSize":    func(c *volumes.Config) { c.PackSize = 1 },
 		"Inline":      func(c *volumes.Config) { c.Inline = -1 },
 		"SyncBytes":   func(c *volumes.Config) { c.SyncBytes = 0 },
+		"Cache":       func(c *volumes.Config) { c.Cache = 0 },
 		"ReadTimeout": func(c *volumes.Config) { c.ReadTimeout = 0 },
 		"MaxBlocks":   func(c *volumes.Config) { c.MaxBlocks = 0 },
 	} {

@@ -54,7 +54,7 @@ func (s *Store) open() (err error) {
 	}
 	opts := &pebble.Options{
 		FS: s.fs, Logger: quiet{s.log}, FormatMajorVersion: pebble.FormatNewest,
-		MemTableSize: 8 << 20, MaxOpenFiles: 500,
+		MemTableSize: 8 << 20, MaxOpenFiles: 500, CacheSize: s.cfg.Cache,
 	}
 	for i := range opts.Levels { // most lookups of a Put ask for what is not here
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)

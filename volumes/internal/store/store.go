@@ -46,6 +46,8 @@ type Config struct {
 	Inline int
 	// SyncBytes is how many bytes may wait unsynced before a Put syncs by itself.
 	SyncBytes int64
+	// Cache is the memory in bytes for blocks of the index; 0 is pebble's own 8 MiB.
+	Cache int64
 	// FS replaces the disk in tests; nil is the operating system's, with a lock file.
 	FS vfs.FS
 }
