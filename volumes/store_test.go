@@ -202,15 +202,40 @@ func TestAddFilesEqualsImport(t *testing.T) {
 	}
 }
 
+// The wrong bytes are well-formed, so that only the hash can tell: other content for a leaf, another
+// directory for a directory.
 func TestPutBlocksRefusesWrongBytes(t *testing.T) {
-	s := open(t)
-	tr := add(t, open(t), map[string]string{"a": "content"})
-	err := s.PutBlocks(t.Context(), []volumes.Block{{CID: tr.Root, Data: []byte("not it")}})
-	if !errors.Is(err, volumes.ErrCorrupt) {
-		t.Fatalf("wrong bytes: %v", err)
+	source := open(t)
+	parts := func(content string) (dir, leaf volumes.Block) {
+		for b, err := range source.Blocks(add(t, source, map[string]string{"a": content}).Root) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b.CID.Type() == cid.Raw {
+				leaf = b
+			} else {
+				dir = b
+			}
+		}
+		return dir, leaf
 	}
-	if has, err := s.Has(t.Context(), tr.Root); has || err != nil {
-		t.Fatalf("wrong bytes are had: %v", err)
+	dir, leaf := parts("content")
+	otherDir, otherLeaf := parts("CONTENT")
+	for what, wrong := range map[string]volumes.Block{
+		"leaf":      {CID: leaf.CID, Data: otherLeaf.Data},
+		"directory": {CID: dir.CID, Data: otherDir.Data},
+		"nonsense":  {CID: dir.CID, Data: []byte("not it")},
+		"cut leaf":  {CID: leaf.CID, Data: leaf.Data[:3]},
+	} {
+		s := open(t)
+		if err := s.PutBlocks(t.Context(), []volumes.Block{otherLeaf, wrong}); !errors.Is(err, volumes.ErrCorrupt) {
+			t.Errorf("%s: %v", what, err)
+		}
+		for _, c := range []cid.Cid{wrong.CID, otherLeaf.CID} { // all or none
+			if has, err := s.Has(t.Context(), c); has || err != nil {
+				t.Errorf("%s: %s is had after the refusal: %v", what, c, err)
+			}
+		}
 	}
 }
 
