@@ -1,0 +1,235 @@
+package dht
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/ipfs/go-cid"
+	kadrecord "github.com/libp2p/go-libp2p-record"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multihash"
+
+	"github.com/gridbeam/gridbeam/protocol"
+	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
+)
+
+// Published tells where a record went.
+type Published struct {
+	// Holders are the peers nearest to the key that were asked to keep it.
+	Holders int
+	// Acks are those that did.
+	Acks int
+	// NewerSeq is the sequence number of a newer record of ours that was found when holders refused, else 0.
+	NewerSeq uint64
+}
+
+// Enough says whether the record can be found: at least one holder has it, and half of those asked.
+func (p Published) Enough() bool { return p.Acks >= 1 && 2*p.Acks >= p.Holders }
+
+// Advertise stores this peer's signed record with the nearest DHT servers, counting who took it, and from
+// then on answers queries for it. It returns ErrNoServers when there is nobody to ask, ErrTooFewHolders when
+// less than half took it (then Published.NewerSeq may say why), ErrIdentityInUse when another process
+// published under this key while we ran, and what a validator returns for a record that is not good.
+func (d *Directory) Advertise(ctx context.Context, raw []byte) (Published, error) {
+	rec, err := openCapability(raw, d.host.ID(), d.now())
+	if err != nil {
+		return Published{}, fmt.Errorf("advertising: %w", err)
+	}
+	d.mu.Lock()
+	d.own = rec
+	d.mu.Unlock()
+	if len(d.cfg.Shards) > 0 {
+		d.index.putRecord(rec, d.now())
+	}
+	if err := d.up(ctx); err != nil {
+		return Published{}, err
+	}
+	return d.store(ctx, rec)
+}
+
+// store sends the record to its holders. kad-dht's own PutValue would return nil when all of them refuse.
+func (d *Directory) store(ctx context.Context, rec *record) (Published, error) {
+	key := capabilityKey(rec.peer)
+	holders, err := d.kad.GetClosestPeers(ctx, key)
+	if err != nil {
+		return Published{}, fmt.Errorf("looking for holders: %w", d.translate(err))
+	}
+	if len(holders) == 0 {
+		return Published{}, ErrNoServers
+	}
+	p := Published{Holders: len(holders)}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	value := kadrecord.MakePutRecord(key, rec.raw)
+	for _, h := range holders {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, d.cfg.PutTimeout)
+			defer cancel()
+			if err := d.wire.PutValue(ctx, h, value); err != nil {
+				d.log.Debug("holder refused the record", "peer", h, "err", err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			p.Acks++
+		})
+	}
+	wg.Wait()
+	if p.Enough() {
+		return p, nil
+	}
+	return d.refused(ctx, rec, p)
+}
+
+// refused finds out why holders did not take a record: is there a newer one of ours?
+func (d *Directory) refused(ctx context.Context, rec *record, p Published) (Published, error) {
+	newest, err := d.fromDHT(ctx, rec.peer, 0)
+	if err == nil && newest.cap.GetSeq() > rec.cap.GetSeq() {
+		p.NewerSeq = newest.cap.GetSeq()
+		if millis(newest.cap.GetIssued()).After(d.started) {
+			return p, ErrIdentityInUse
+		}
+	}
+	return p, fmt.Errorf("%w: %d of %d", ErrTooFewHolders, p.Acks, p.Holders)
+}
+
+// ProviderKey returns the key under which peers with an attribute announce themselves (discovery.md 4, T2):
+// CIDv1 over SHA-256 of /gridbeam/1/<attr>/<level>/<bits>, where bits are the first level bits of
+// SHA-256(peer ID) in 0s and 1s. Level 0 has one key for all peers.
+func ProviderKey(attr string, level int, id peer.ID) (cid.Cid, error) {
+	if level < 0 || level > 12 {
+		return cid.Undef, fmt.Errorf("%w: level %d, want 0..12", ErrBounds, level)
+	}
+	sum, err := multihash.Sum([]byte(id), multihash.SHA2_256, -1)
+	if err != nil {
+		return cid.Undef, fmt.Errorf("hashing the peer: %w", err)
+	}
+	digest, bits := sum[2:], make([]byte, level)
+	for i := range bits {
+		bits[i] = '0' + digest[i/8]>>(7-i%8)&1
+	}
+	mh, err := multihash.Sum(fmt.Appendf(nil, "/gridbeam/1/%s/%d/%s", attr, level, bits), multihash.SHA2_256, -1)
+	if err != nil {
+		return cid.Undef, fmt.Errorf("hashing the key: %w", err)
+	}
+	return cid.NewCidV1(cid.Raw, mh), nil
+}
+
+// AttrAll is the attribute that every node announces.
+const AttrAll = "all"
+
+// Attributes returns what a node with this record announces: all, its GPU models and their memory rungs, and
+// the roles index and relay.
+func Attributes(c *pb.Capability) []string {
+	attrs := []string{AttrAll}
+	seen := map[string]bool{AttrAll: true}
+	add := func(a string) {
+		if !seen[a] {
+			seen[a] = true
+			attrs = append(attrs, a)
+		}
+	}
+	for _, g := range c.GetGpus() {
+		if g.GetModel() != "" {
+			add("gpu/" + g.GetModel())
+		}
+		if rung, ok := protocol.VRAMRung(protocol.NominalGB(g.GetVramBytes())); ok {
+			add(fmt.Sprintf("vram/%d", rung))
+		}
+	}
+	for _, r := range c.GetRoles() {
+		if r == "index" || r == "relay" {
+			add(r)
+		}
+	}
+	return attrs
+}
+
+// Provide announces this peer under attributes. It returns ErrNoServers and the first failure.
+func (d *Directory) Provide(ctx context.Context, attrs []string) error {
+	if err := d.up(ctx); err != nil {
+		return err
+	}
+	var failed error
+	for _, a := range attrs {
+		key, err := ProviderKey(a, 0, d.host.ID())
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, 3*d.cfg.PutTimeout)
+		err = d.kad.Provide(ctx, key, true)
+		cancel()
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("providing %s: %w", a, d.translate(err)))
+		}
+	}
+	return failed
+}
+
+// Providers returns up to count peers that announced an attribute. A count always travels: without one
+// about twenty holders would each send their whole list.
+func (d *Directory) Providers(ctx context.Context, attr string, count int) ([]peer.AddrInfo, error) {
+	if err := d.up(ctx); err != nil {
+		return nil, err
+	}
+	if err := d.waitServers(ctx); err != nil {
+		return nil, err
+	}
+	key, err := ProviderKey(attr, 0, d.host.ID())
+	if err != nil {
+		return nil, err
+	}
+	var out []peer.AddrInfo
+	for info := range d.kad.FindProvidersAsync(ctx, key, max(count, 1)) {
+		out = append(out, info)
+	}
+	return out, nil
+}
+
+// Beat publishes a signed heartbeat on the shards of the GPU models of our record (at most four), or on that
+// of nodes without GPUs. It returns how many connected peers listen: with none nobody learns of it.
+func (d *Directory) Beat(ctx context.Context, raw []byte) (listeners int, err error) {
+	b, err := openBeat(raw, d.host.ID())
+	if err != nil {
+		return 0, fmt.Errorf("publishing a heartbeat: %w", err)
+	}
+	d.mu.Lock()
+	d.ownBeat = b
+	own := d.own
+	d.mu.Unlock()
+	if len(d.cfg.Shards) > 0 {
+		d.index.putBeat(b, 0, d.now())
+	}
+	if d.gossip == nil {
+		return 0, nil
+	}
+	for _, topic := range beatTopics(own) {
+		n, perr := d.gossip.Publish(ctx, topic, raw)
+		if perr != nil {
+			err = errors.Join(err, fmt.Errorf("publishing a heartbeat: %w", perr))
+		}
+		listeners += n
+	}
+	return listeners, err
+}
+
+// beatTopics are the topics of a node: one per model, four at most.
+func beatTopics(own *record) []string {
+	const most = 4
+	var topics []string
+	seen := map[string]bool{}
+	if own != nil {
+		for _, g := range own.cap.GetGpus() {
+			if t := protocol.TopicAvail(g.GetModel()); !seen[t] && len(topics) < most {
+				seen[t] = true
+				topics = append(topics, t)
+			}
+		}
+	}
+	if len(topics) == 0 {
+		return []string{protocol.TopicAvail("none")}
+	}
+	return topics
+}

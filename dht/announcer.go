@@ -1,0 +1,332 @@
+package dht
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+// Source makes and signs what this peer says of itself.
+type Source interface {
+	// Record returns the signed capability record with these fields set. leaving asks for a tombstone.
+	Record(seq uint64, issued, expires time.Time, leaving bool) ([]byte, error)
+	// Beat returns the signed heartbeat with these fields set. leaving asks for state LEAVING.
+	Beat(h BeatHeader, leaving bool) ([]byte, error)
+}
+
+// BeatHeader are the fields of a heartbeat that the announcer knows.
+type BeatHeader struct {
+	// Seq is the heartbeat's own sequence number.
+	Seq uint64
+	// At is now.
+	At time.Time
+	// Period is when the next one comes at the latest.
+	Period time.Duration
+	// CapSeq and CapDigest name the record that it speaks of.
+	CapSeq    uint64
+	CapDigest [8]byte
+}
+
+// SeqStore keeps the last sequence number over restarts.
+type SeqStore interface {
+	// LastSeq returns the last saved number, 0 when there is none.
+	LastSeq() (uint64, error)
+	// SaveSeq keeps a number; when it returns, the number survives a crash.
+	SaveSeq(seq uint64) error
+}
+
+// Schedule says when to publish (discovery.md 4). All but the gaps vary by ±10 %.
+type Schedule struct {
+	// Record is the time between two records without a change. Default 30 min.
+	Record time.Duration
+	// RecordGap is the least time between two records. Default 2 min.
+	RecordGap time.Duration
+	// RecordLife is how long a record is valid. Default 90 min.
+	RecordLife time.Duration
+	// Provide is the time between two rounds of provider keys. Default 60 min.
+	Provide time.Duration
+	// Beat is the time between two heartbeats without a change. Default 30 s.
+	Beat time.Duration
+	// BeatGap is the least time between two heartbeats. Default 5 s.
+	BeatGap time.Duration
+	// Retry are the waits after failures to publish, the last one for ever. Default 5, 15, 45 s, 2, 5 min.
+	Retry []time.Duration
+	// Goodbye bounds the farewell when the announcer stops. Default 2 s.
+	Goodbye time.Duration
+}
+
+// DefaultSchedule returns the defaults that the fields' comments name.
+func DefaultSchedule() Schedule {
+	return Schedule{
+		Record: 30 * time.Minute, RecordGap: 2 * time.Minute, RecordLife: 90 * time.Minute,
+		Provide: 60 * time.Minute, Beat: 30 * time.Second, BeatGap: 5 * time.Second,
+		Retry:   []time.Duration{5 * time.Second, 15 * time.Second, 45 * time.Second, 2 * time.Minute, 5 * time.Minute},
+		Goodbye: 2 * time.Second,
+	}
+}
+
+// Validate returns ErrConfig with the name of the first field that cannot be used.
+func (s Schedule) Validate() error {
+	for _, f := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"Record", s.Record},
+		{"RecordGap", s.RecordGap},
+		{"RecordLife", s.RecordLife},
+		{"Provide", s.Provide},
+		{"Beat", s.Beat},
+		{"BeatGap", s.BeatGap},
+		{"Goodbye", s.Goodbye},
+	} {
+		if f.value <= 0 {
+			return fmt.Errorf("%w: Schedule.%s has to be above 0", ErrConfig, f.name)
+		}
+	}
+	switch {
+	case s.RecordLife > maxLifetime:
+		return fmt.Errorf("%w: Schedule.RecordLife is above %s", ErrConfig, maxLifetime)
+	case s.RecordLife < s.Record+s.Record/10:
+		return fmt.Errorf("%w: Schedule.RecordLife ends before the next record", ErrConfig)
+	case s.Beat < time.Second || s.Beat > time.Hour:
+		return fmt.Errorf("%w: Schedule.Beat is not within 1 s..1 h", ErrConfig)
+	case len(s.Retry) == 0:
+		return fmt.Errorf("%w: Schedule.Retry is empty", ErrConfig)
+	}
+	return nil
+}
+
+// Announcer publishes this peer's record, provider keys and heartbeats on schedule, and says goodbye. Its one
+// goroutine owns the sequence numbers.
+type Announcer struct {
+	d      *Directory
+	plan   Schedule
+	source Source
+	seqs   SeqStore
+	rnd    *rand.Rand
+	record chan struct{} // capacity 1: changes that come together are one
+	beat   chan struct{} // capacity 1, likewise
+
+	seq     uint64
+	beatSeq uint64
+	tries   int
+	failing bool
+}
+
+// NewAnnouncer prepares an announcer; it starts nothing. It returns ErrConfig.
+func NewAnnouncer(d *Directory, plan Schedule, source Source, seqs SeqStore, rnd *rand.Rand) (*Announcer, error) {
+	if err := plan.Validate(); err != nil {
+		return nil, err
+	}
+	return &Announcer{
+		d: d, plan: plan, source: source, seqs: seqs, rnd: rnd,
+		record: make(chan struct{}, 1), beat: make(chan struct{}, 1),
+	}, nil
+}
+
+// RecordChanged tells that the record's content has changed; a new one goes out after RecordGap.
+func (a *Announcer) RecordChanged() { poke(a.record) }
+
+// BeatChanged tells that state or load has changed; a heartbeat goes out after BeatGap, else at once.
+func (a *Announcer) BeatChanged() { poke(a.beat) }
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Run publishes until ctx ends, then says goodbye: a heartbeat LEAVING and a tombstone of 10 min, as a DHT
+// cannot delete. It returns nil on orderly cancel, ErrIdentityInUse when another process publishes under our
+// key, and the source's or store's errors.
+func (a *Announcer) Run(ctx context.Context) error {
+	if err := a.d.up(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	last, err := a.seqs.LastSeq()
+	if err != nil {
+		return fmt.Errorf("reading the last sequence number: %w", err)
+	}
+	a.seq = last
+	err = a.loop(ctx)
+	if err == nil && a.d.ownRecord() != nil {
+		a.goodbye(context.WithoutCancel(ctx))
+	}
+	return err
+}
+
+// loop waits for the earliest of the three schedules.
+func (a *Announcer) loop(ctx context.Context) error {
+	now := a.d.now()
+	nextRecord, nextProvide, nextBeat := now, now, now
+	lastRecord, lastBeat := time.Time{}, time.Time{}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.record:
+			nextRecord = earlier(nextRecord, lastRecord.Add(a.plan.RecordGap))
+		case <-a.beat:
+			nextBeat = earlier(nextBeat, lastBeat.Add(a.plan.BeatGap))
+		case <-timer.C:
+		}
+		now = a.d.now()
+		if !now.Before(nextRecord) {
+			wait, err := a.publishRecord(ctx)
+			if err != nil {
+				return err
+			}
+			lastRecord, nextRecord = now, now.Add(wait)
+			// The record is new: heartbeats have to name it, and keys wait for a network.
+			nextBeat = now
+			if a.failing {
+				nextProvide = nextRecord
+			}
+		}
+		if !now.Before(nextBeat) {
+			if err := a.publishBeat(ctx, false); err != nil {
+				return err
+			}
+			lastBeat, nextBeat = now, now.Add(a.vary(a.plan.Beat))
+		}
+		if !now.Before(nextProvide) {
+			nextProvide = now.Add(a.publishKeys(ctx))
+		}
+		timer.Reset(max(0, earlier(nextRecord, earlier(nextBeat, nextProvide)).Sub(a.d.now())))
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// vary spreads a period by ±10 %, so that nodes started together do not publish together.
+func (a *Announcer) vary(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * (0.9 + 0.2*a.rnd.Float64()))
+}
+
+func (a *Announcer) retry() time.Duration {
+	wait := a.plan.Retry[min(a.tries, len(a.plan.Retry)-1)]
+	a.tries++
+	return wait
+}
+
+// nextSeq is max(last+1, now in µs), saved before it is used (discovery.md 2).
+func (a *Announcer) nextSeq() (uint64, error) {
+	a.seq = max(a.seq+1, uint64(a.d.now().UnixMicro()))
+	if err := a.seqs.SaveSeq(a.seq); err != nil {
+		return 0, fmt.Errorf("saving sequence number %d: %w", a.seq, err)
+	}
+	return a.seq, nil
+}
+
+// publishRecord makes, signs and stores a record; it returns when to do so again.
+func (a *Announcer) publishRecord(ctx context.Context) (time.Duration, error) {
+	// At the start connections are just being made: a moment's patience spares the first retry.
+	patience, cancel := context.WithTimeout(ctx, a.plan.Retry[0])
+	_ = a.d.waitServers(patience) // sendRecord reports it
+	cancel()
+	p, err := a.sendRecord(ctx, a.plan.RecordLife, false)
+	switch {
+	case ctx.Err() != nil:
+		return time.Hour, nil // the loop ends
+	case err == nil:
+		if a.failing {
+			a.d.log.Info("directory has our record again", "holders", p.Holders, "acks", p.Acks)
+		}
+		a.failing, a.tries = false, 0
+		return a.vary(a.plan.Record), nil
+	case errors.Is(err, ErrIdentityInUse):
+		return 0, err
+	case !errors.Is(err, ErrNoServers) && !errors.Is(err, ErrTooFewHolders):
+		return 0, err
+	case p.NewerSeq > a.seq:
+		// A run of ours before this one got further than what was saved: go on behind it.
+		a.seq = p.NewerSeq
+		return 0, nil
+	default:
+		if !a.failing {
+			a.d.log.Warn("our record is not in the directory, trying again", "err", err)
+		}
+		a.failing = true
+		return a.retry(), nil
+	}
+}
+
+func (a *Announcer) sendRecord(ctx context.Context, life time.Duration, leaving bool) (Published, error) {
+	seq, err := a.nextSeq()
+	if err != nil {
+		return Published{}, err
+	}
+	now := a.d.now()
+	raw, err := a.source.Record(seq, now, now.Add(life), leaving)
+	if err != nil {
+		return Published{}, fmt.Errorf("making a capability record: %w", err)
+	}
+	return a.d.Advertise(ctx, raw)
+}
+
+func (a *Announcer) publishBeat(ctx context.Context, leaving bool) error {
+	own := a.d.ownRecord()
+	if own == nil {
+		return nil
+	}
+	now := a.d.now()
+	a.beatSeq = max(a.beatSeq+1, uint64(now.UnixMicro()))
+	raw, err := a.source.Beat(BeatHeader{
+		Seq: a.beatSeq, At: now, Period: a.plan.Beat, CapSeq: own.cap.GetSeq(), CapDigest: own.digest,
+	}, leaving)
+	if err != nil {
+		return fmt.Errorf("making a heartbeat: %w", err)
+	}
+	if _, err := a.d.Beat(ctx, raw); err != nil && ctx.Err() == nil {
+		if errors.Is(err, ErrBounds) || errors.Is(err, ErrNotOwner) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrFormat) {
+			return err // the source is at fault: it would never get better
+		}
+		a.d.log.Warn("heartbeat was not sent", "err", err)
+	}
+	return nil
+}
+
+// publishKeys announces the record's attributes; it returns when to do so again.
+func (a *Announcer) publishKeys(ctx context.Context) time.Duration {
+	own := a.d.ownRecord()
+	if own == nil {
+		return a.plan.Retry[0]
+	}
+	if err := a.d.Provide(ctx, Attributes(own.cap)); err != nil && ctx.Err() == nil {
+		a.d.log.Debug("provider keys not announced, trying again", "err", err)
+		return a.plan.Retry[min(1, len(a.plan.Retry)-1)]
+	}
+	return a.vary(a.plan.Provide)
+}
+
+// goodbye tells the others that we leave; it is done when the time is up, said or not. The heartbeat goes
+// first and speaks of the record that the others hold.
+func (a *Announcer) goodbye(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, a.plan.Goodbye)
+	defer cancel()
+	if err := a.publishBeat(ctx, true); err != nil {
+		a.d.log.Debug("goodbye not said", "err", err)
+	}
+	if _, err := a.sendRecord(ctx, 10*time.Minute, true); err != nil {
+		a.d.log.Debug("tombstone not stored", "err", err)
+	}
+}
+
+func (d *Directory) ownRecord() *record {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.own
+}

@@ -1,0 +1,152 @@
+package dht
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+
+	"github.com/gridbeam/gridbeam/protocol"
+)
+
+// findCold answers without a replica: it samples provider records and asks each node.
+func (d *Directory) findCold(ctx context.Context, query Query) ([]Candidate, Explanation, error) {
+	if err := d.up(ctx); err != nil {
+		return nil, Explanation{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.ColdTimeout)
+	defer cancel()
+	if err := d.waitServers(ctx); err != nil {
+		return nil, Explanation{}, err
+	}
+	ids := d.sample(ctx, query)
+	var mu sync.Mutex
+	var entries []*entry
+	var failed atomic.Int64
+	slots := make(chan struct{}, d.cfg.ColdParallel)
+	var wg sync.WaitGroup
+	for _, id := range ids {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			e, err := d.reach(ctx, id)
+			if err != nil {
+				failed.Add(1)
+				d.log.Debug("node not reached", "peer", id, "err", err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			entries = append(entries, e)
+		})
+	}
+	wg.Wait()
+	out, ex := newAsking(query, d.now()).run(entries)
+	ex.Tier, ex.PeersAsked, ex.PeersFailed = "cold", len(ids), int(failed.Load())
+	return out, ex, nil
+}
+
+// sample finds peers to ask: those that announced what the filter is about, else all. We leave ourselves out.
+func (d *Directory) sample(ctx context.Context, query Query) []peer.ID {
+	var ids []peer.ID
+	for _, attrs := range [][]string{hints(query.Filter), {AttrAll}} {
+		for _, a := range attrs {
+			infos, err := d.Providers(ctx, a, d.cfg.ColdSample)
+			if err != nil {
+				d.log.Debug("providers not found", "attr", a, "err", err)
+			}
+			for _, info := range infos {
+				if info.ID == d.host.ID() {
+					continue
+				}
+				d.host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.TempAddrTTL)
+				ids = append(ids, info.ID)
+			}
+		}
+		if ids = sortedIDs(ids); len(ids) > 0 {
+			break
+		}
+	}
+	return ids[:min(len(ids), d.cfg.ColdSample)]
+}
+
+// hints are the provider keys that cover every node that can match, when a clause of the filter names few GPU
+// models or a least memory; nil means that only all covers them.
+func hints(f *protocol.Filter) []string {
+	if f == nil {
+		return nil
+	}
+	for _, clause := range f.Clauses() {
+		c, ok := clause.(*protocol.FilterCompare)
+		if !ok {
+			continue
+		}
+		switch {
+		case c.Term.Field == protocol.FieldGPUModel && (c.Op == protocol.OpEQ || c.Op == protocol.OpIn):
+			if attrs := modelHints(c.Values); len(attrs) > 0 && len(attrs) <= 8 {
+				return attrs
+			}
+		case c.Term.Field == protocol.FieldGPUVRAMGB && (c.Op == protocol.OpGE || c.Op == protocol.OpGT):
+			if attrs := rungHints(c.Values[0].Number); len(attrs) > 0 {
+				return attrs
+			}
+		}
+	}
+	return nil
+}
+
+func modelHints(values []protocol.FilterValue) []string {
+	var attrs []string
+	for _, v := range values {
+		if v.GPU.Any {
+			return nil
+		}
+		for _, slug := range v.GPU.Slugs {
+			attrs = append(attrs, "gpu/"+slug)
+		}
+	}
+	slices.Sort(attrs)
+	return slices.Compact(attrs)
+}
+
+// rungHints are the node's own rung for this memory and those above; below the lowest rung nothing is announced.
+func rungHints(gb float64) []string {
+	rung, ok := protocol.VRAMRung(int(gb))
+	if !ok {
+		return nil
+	}
+	var attrs []string
+	for _, r := range protocol.VRAMRungs {
+		if r >= rung {
+			attrs = append(attrs, "vram/"+strconv.Itoa(r))
+		}
+	}
+	return attrs
+}
+
+// reach asks a node for its own record and heartbeat, which proves that it lives, else the DHT for the record.
+func (d *Directory) reach(ctx context.Context, id peer.ID) (*entry, error) {
+	now := d.now()
+	direct := d.host.Network().Connectedness(id) == network.Connected || len(d.host.Peerstore().Addrs(id)) > 0
+	if direct {
+		found, err := d.ask(ctx, id, []peer.ID{id})
+		if err == nil && len(found) == 1 {
+			return newEntry(id, found[0].record, found[0].beat, now), nil
+		}
+		d.log.Debug("node does not answer for itself", "peer", id, "err", err)
+	}
+	rec, err := d.fromDHT(ctx, id, 1)
+	if err != nil {
+		return nil, fmt.Errorf("record of %s: %w", id, err)
+	}
+	if rec.cap.GetTombstone() {
+		return nil, fmt.Errorf("record of %s: %w: it has left", id, ErrNotFound)
+	}
+	return newEntry(id, rec, nil, now), nil
+}

@@ -1,0 +1,137 @@
+package dht
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/gridbeam/gridbeam/protocol"
+)
+
+// ErrConfig means that a field of the configuration cannot be used.
+var ErrConfig = errors.New("dht: bad configuration")
+
+// Mode says what part a peer takes in the Kademlia network.
+type Mode string
+
+// The modes (discovery.md 6).
+const (
+	// ModeServer stores records for others and answers: bootstrap peers, bridges, LAN and tests.
+	ModeServer Mode = "server"
+	// ModeAuto serves once others have found it reachable: nodes on the WAN.
+	ModeAuto Mode = "auto"
+	// ModeClient only asks: the command line.
+	ModeClient Mode = "client"
+)
+
+// Config sets up a Directory.
+type Config struct {
+	// Mode of taking part. Default auto.
+	Mode Mode
+	// Loopback switches the filters off that keep private addresses and too many peers of one network out of
+	// routing tables: for one machine or LAN, and for tests. Default false.
+	Loopback bool
+	// Shards are the availability topics that are listened to, 0..31. Default none: nodes only publish.
+	// AllShards names them all.
+	Shards []int
+	// Index makes this peer answer find queries of others. Default false.
+	Index bool
+	// K is Kademlia's bucket size and the number of holders of a record. Default 20; tests of many hosts on
+	// one machine use 8.
+	K int
+	// MaxNodes bounds the replica, in nodes of about 2 KB. Default 200,000.
+	MaxNodes int
+	// FetchWorkers is how many unknown records are fetched at once. Default 8.
+	FetchWorkers int
+	// FetchQueue is how many wait for a worker; further ones wait for the node's next heartbeat.
+	// Default 1,024.
+	FetchQueue int
+	// FetchTimeout bounds the fetching of one record. Default 5 s.
+	FetchTimeout time.Duration
+	// PutTimeout bounds one PUT_VALUE or ADD_PROVIDER. Default 10 s.
+	PutTimeout time.Duration
+	// BeatGap is the least time between two heartbeats of one node that are forwarded. Default 2 s.
+	BeatGap time.Duration
+	// QueryTimeout bounds one exchange on a query stream. Default 10 s.
+	QueryTimeout time.Duration
+	// QueryRate is how many queries a second a peer may send, with a burst of four times as many. Default 5.
+	QueryRate int
+	// QueryStreams bounds the queries that are answered at once. Default 32.
+	QueryStreams int
+	// ColdSample is how many providers a directory without a replica asks. Default 64.
+	ColdSample int
+	// ColdParallel is how many of them at once. Default 16.
+	ColdParallel int
+	// ColdTimeout bounds a cold search as a whole. Default 5 s.
+	ColdTimeout time.Duration
+	// StoreBytes bounds the values, and apart from them the providers, that are kept for others. Default 64 MiB.
+	StoreBytes int
+}
+
+// AllShards returns every availability shard, for peers that keep a whole replica.
+func AllShards() []int {
+	all := make([]int, protocol.AvailShards)
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
+// DefaultConfig returns the defaults that the fields' comments name.
+func DefaultConfig() Config {
+	return Config{
+		Mode:         ModeAuto,
+		K:            20,
+		MaxNodes:     200_000,
+		FetchWorkers: 8,
+		FetchQueue:   1024,
+		FetchTimeout: 5 * time.Second,
+		PutTimeout:   10 * time.Second,
+		BeatGap:      2 * time.Second,
+		QueryTimeout: 10 * time.Second,
+		QueryRate:    5,
+		QueryStreams: 32,
+		ColdSample:   64,
+		ColdParallel: 16,
+		ColdTimeout:  5 * time.Second,
+		StoreBytes:   64 << 20,
+	}
+}
+
+// Validate returns ErrConfig with the name of the first field that cannot be used.
+func (c Config) Validate() error {
+	switch c.Mode {
+	case ModeServer, ModeAuto, ModeClient:
+	default:
+		return fmt.Errorf("%w: Mode is %q, want server, auto or client", ErrConfig, c.Mode)
+	}
+	for _, s := range c.Shards {
+		if s < 0 || s >= protocol.AvailShards {
+			return fmt.Errorf("%w: Shards names %d, want 0..%d", ErrConfig, s, protocol.AvailShards-1)
+		}
+	}
+	for _, f := range []struct {
+		name  string
+		value int
+	}{
+		{"K", c.K},
+		{"MaxNodes", c.MaxNodes},
+		{"FetchWorkers", c.FetchWorkers},
+		{"FetchQueue", c.FetchQueue},
+		{"FetchTimeout", int(c.FetchTimeout)},
+		{"PutTimeout", int(c.PutTimeout)},
+		{"BeatGap", int(c.BeatGap)},
+		{"QueryTimeout", int(c.QueryTimeout)},
+		{"QueryRate", c.QueryRate},
+		{"QueryStreams", c.QueryStreams},
+		{"ColdSample", c.ColdSample},
+		{"ColdParallel", c.ColdParallel},
+		{"ColdTimeout", int(c.ColdTimeout)},
+		{"StoreBytes", c.StoreBytes},
+	} {
+		if f.value <= 0 {
+			return fmt.Errorf("%w: %s has to be above 0", ErrConfig, f.name)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,343 @@
+package dht
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	kad "github.com/libp2p/go-libp2p-kad-dht"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/gridbeam/gridbeam/protocol"
+	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
+)
+
+// Errors of the directory.
+var (
+	// ErrNoServers means that no peer that we know stores records for others: we are not connected, or all
+	// we are connected to are clients.
+	ErrNoServers = errors.New("dht: no server of the directory is connected")
+	// ErrNotFound means that nobody who was asked has a valid record of the peer.
+	ErrNotFound = errors.New("dht: no record of this peer")
+	// ErrTooFewHolders means that less than half of the peers that ought to hold a record took it.
+	ErrTooFewHolders = errors.New("dht: too few peers took the record")
+	// ErrIdentityInUse means that another process published with our key while we ran.
+	ErrIdentityInUse = errors.New("dht: another process uses this identity key; stop one of the two or give it a key of its own")
+	// ErrStopped means that the directory is no longer running.
+	ErrStopped = errors.New("dht: directory has stopped")
+)
+
+// Verdict is what becomes of a gossip message.
+type Verdict uint8
+
+// The verdicts.
+const (
+	// Accept takes the message and forwards it.
+	Accept Verdict = iota
+	// Ignore drops it; who forwarded it did nothing wrong.
+	Ignore
+	// Reject drops it and counts against who forwarded it.
+	Reject
+)
+
+// Gossip carries heartbeats. The roles implement it with p2p.
+type Gossip interface {
+	// Publish sends a message on a topic without subscribing to it, and tells how many connected peers listen.
+	Publish(ctx context.Context, topic string, data []byte) (listeners int, err error)
+	// Subscribe hands each message of a topic, with the peer that has signed it, to take before it is
+	// forwarded, until ctx ends; then it returns nil. take is called concurrently and does not block.
+	Subscribe(ctx context.Context, topic string, take func(author peer.ID, data []byte) Verdict) error
+}
+
+// Directory advertises this peer and knows the others. See the package's doc for the flow.
+type Directory struct {
+	cfg    Config
+	host   host.Host
+	gossip Gossip
+	clock  func() time.Time
+	rnd    *rand.Rand
+	log    *slog.Logger
+
+	index   *replica
+	fetches chan peer.ID
+	rates   *rates
+	started time.Time // when New was called, by our clock
+	ready   chan struct{}
+	done    chan struct{}
+	kad     *kad.IpfsDHT // set before ready is closed
+	wire    *messenger
+
+	mu       sync.Mutex
+	fetching map[peer.ID]bool
+	own      *record // what we advertise
+	ownBeat  *beat
+	running  bool
+}
+
+// New prepares a directory over a host; it does no I/O and starts nothing. gossip may be nil for a peer that
+// neither publishes nor hears heartbeats. rnd need not be safe for concurrent use by others. It returns
+// ErrConfig.
+func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *rand.Rand, log *slog.Logger) (*Directory, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	switch {
+	case h == nil:
+		return nil, fmt.Errorf("%w: no host", ErrConfig)
+	case gossip == nil && len(cfg.Shards) > 0:
+		return nil, fmt.Errorf("%w: Shards are set, but there is no gossip to hear them", ErrConfig)
+	}
+	return &Directory{
+		cfg: cfg, host: h, gossip: gossip, clock: clock, rnd: rnd, log: log,
+		index:    newReplica(cfg.MaxNodes),
+		fetches:  make(chan peer.ID, cfg.FetchQueue),
+		rates:    newRates(cfg.QueryRate),
+		started:  clock(),
+		ready:    make(chan struct{}),
+		done:     make(chan struct{}),
+		fetching: map[peer.ID]bool{},
+	}, nil
+}
+
+func (d *Directory) now() time.Time { return d.clock() }
+
+// Run takes part in the network until ctx ends; it returns nil on orderly cancel. It may be called once.
+// Methods that need the network wait for it to have started.
+func (d *Directory) Run(ctx context.Context) error {
+	d.mu.Lock()
+	if d.running {
+		d.mu.Unlock()
+		return errors.New("dht: Run was called twice")
+	}
+	d.running = true
+	d.mu.Unlock()
+	defer close(d.done)
+
+	table, err := kad.New(d.host, d.options()...)
+	if err != nil {
+		return fmt.Errorf("starting Kademlia: %w", err)
+	}
+	defer func() {
+		if err := table.Close(); err != nil {
+			d.log.Warn("directory did not close cleanly", "err", err)
+		}
+	}()
+	d.kad, d.wire = table, newMessenger(d.host)
+	serving := d.serveQueries(ctx)
+	defer serving()
+	close(d.ready)
+
+	g, ctx := errgroup.WithContext(ctx)
+	for range d.cfg.FetchWorkers {
+		g.Go(func() error { return d.fetchLoop(ctx) })
+	}
+	for _, shard := range d.cfg.Shards {
+		g.Go(func() error {
+			if err := d.gossip.Subscribe(ctx, protocol.TopicAvailShard(shard), d.hear); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("listening to availability shard %02x: %w", shard, err)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error { return d.sweepLoop(ctx) })
+	return g.Wait()
+}
+
+func (d *Directory) sweepLoop(ctx context.Context) error {
+	t := time.NewTicker(30 * time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			d.index.sweep(d.now())
+		}
+	}
+}
+
+// up waits until Run has started the network.
+func (d *Directory) up(ctx context.Context) error {
+	select {
+	case <-d.done:
+		return ErrStopped
+	default:
+	}
+	select {
+	case <-d.ready:
+		return nil
+	case <-d.done:
+		return ErrStopped
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// hear judges and takes one heartbeat from gossip (discovery.md 4, rule 4).
+func (d *Directory) hear(author peer.ID, data []byte) Verdict {
+	b, err := openBeat(data, author)
+	if err != nil {
+		d.log.Debug("heartbeat rejected", "peer", author, "err", err)
+		return Reject
+	}
+	now := d.now()
+	if !b.fresh(now) {
+		return Ignore
+	}
+	switch d.index.putBeat(b, d.cfg.BeatGap, now) {
+	case beatOld, beatEarly, beatFull:
+		return Ignore
+	case beatNews:
+		d.wantRecord(author)
+	}
+	return Accept
+}
+
+// wantRecord queues the fetching of a record; when the queue is full the next heartbeat asks again.
+func (d *Directory) wantRecord(id peer.ID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fetching[id] {
+		return
+	}
+	select {
+	case d.fetches <- id:
+		d.fetching[id] = true
+	default:
+	}
+}
+
+func (d *Directory) fetchLoop(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case id := <-d.fetches:
+			if err := d.fetch(ctx, id); err != nil {
+				d.log.Debug("record not fetched", "peer", id, "err", err)
+			}
+			d.mu.Lock()
+			delete(d.fetching, id)
+			d.mu.Unlock()
+		}
+	}
+}
+
+// fetch brings the record that the peer's heartbeat speaks of: from the peer when we are connected, else
+// from the DHT, where one copy suffices unless it is an old one.
+func (d *Directory) fetch(ctx context.Context, id peer.ID) error {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.FetchTimeout)
+	defer cancel()
+	settled := func() bool {
+		e, ok := d.index.get(id, d.now())
+		return ok && !e.pending()
+	}
+	if d.host.ID() == id {
+		return nil
+	}
+	if len(d.host.Network().ConnsToPeer(id)) > 0 {
+		if found, err := d.ask(ctx, id, []peer.ID{id}); err == nil && len(found) == 1 {
+			d.index.putRecord(found[0].record, d.now())
+		}
+	}
+	for _, quorum := range []int{1, 0} {
+		if settled() {
+			return nil
+		}
+		if rec, err := d.fromDHT(ctx, id, quorum); err == nil {
+			d.index.putRecord(rec, d.now())
+		} else if ctx.Err() != nil {
+			return err
+		}
+	}
+	if !settled() {
+		return ErrNotFound
+	}
+	return nil
+}
+
+// fromDHT reads a record from its holders, verifying it again: holders do not validate when they serve.
+func (d *Directory) fromDHT(ctx context.Context, id peer.ID, quorum int) (*record, error) {
+	raw, err := d.kad.GetValue(ctx, capabilityKey(id), kad.Quorum(quorum))
+	if err != nil {
+		return nil, d.translate(err)
+	}
+	return openCapability(raw, id, d.now())
+}
+
+// Get returns what is known of one peer: from the replica, else from the peer itself, else from the DHT. It
+// returns ErrNotFound and ErrNoServers.
+func (d *Directory) Get(ctx context.Context, id peer.ID) (Candidate, error) {
+	now := d.now()
+	if e, ok := d.index.get(id, now); ok && !e.record.cap.GetTombstone() {
+		return candidateOf(e, nil, now), nil
+	}
+	if err := d.up(ctx); err != nil {
+		return Candidate{}, err
+	}
+	if id == d.host.ID() {
+		d.mu.Lock()
+		own, beat := d.own, d.ownBeat
+		d.mu.Unlock()
+		if own == nil {
+			return Candidate{}, ErrNotFound
+		}
+		return candidateOf(newEntry(id, own, beat, now), nil, now), nil
+	}
+	e, err := d.reach(ctx, id)
+	if err != nil {
+		return Candidate{}, err
+	}
+	return candidateOf(e, nil, d.now()), nil
+}
+
+// Size returns how many nodes the replica holds, dead ones included.
+func (d *Directory) Size() int {
+	d.index.mu.RLock()
+	defer d.index.mu.RUnlock()
+	return len(d.index.entries)
+}
+
+// Servers returns how many DHT servers are in the routing table: none means not connected.
+func (d *Directory) Servers() int {
+	select {
+	case <-d.ready:
+		return d.kad.RoutingTable().Size()
+	default:
+		return 0
+	}
+}
+
+// Learn takes a signed record that came some other way (an answer of another peer, a file), verified as any.
+// It returns ErrTooLarge, ErrNotOwner, ErrExpired, ErrFormat or ErrBounds.
+func (d *Directory) Learn(id peer.ID, raw []byte) error {
+	rec, err := openCapability(raw, id, d.now())
+	if err != nil {
+		return err
+	}
+	d.index.putRecord(rec, d.now())
+	return nil
+}
+
+// OpenCapability verifies a signed capability record of owner and returns its content. It returns ErrTooLarge,
+// ErrNotOwner, ErrExpired, ErrFormat or ErrBounds.
+func OpenCapability(raw []byte, owner peer.ID, now time.Time) (*pb.Capability, error) {
+	rec, err := openCapability(raw, owner, now)
+	if err != nil {
+		return nil, err
+	}
+	return rec.cap, nil
+}
+
+// sortedIDs returns peers in the order of their bytes.
+func sortedIDs(ids []peer.ID) []peer.ID {
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}

@@ -1,0 +1,202 @@
+package dht
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	kad "github.com/libp2p/go-libp2p-kad-dht"
+	kadpb "github.com/libp2p/go-libp2p-kad-dht/pb"
+	"github.com/libp2p/go-libp2p-kad-dht/records"
+	kbucket "github.com/libp2p/go-libp2p-kbucket"
+	kadrecord "github.com/libp2p/go-libp2p-record"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/routing"
+	"github.com/libp2p/go-msgio"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gridbeam/gridbeam/protocol"
+)
+
+// Lives of what is kept for others (discovery.md 4). MaxRecordAge counts from receipt.
+const (
+	maxRecordAge    = 2 * time.Hour
+	valueGC         = 15 * time.Minute
+	provideValidity = 130 * time.Minute
+	providerCleanup = 10 * time.Minute
+)
+
+// Limits of what one peer may have us store, a minute (discovery.md 4, rule 5).
+const (
+	putsPerMinute     = 60
+	providesPerMinute = 120
+)
+
+// options turns the configuration into kad-dht's.
+func (d *Directory) options() []kad.Option {
+	modes := map[Mode]kad.ModeOpt{ModeServer: kad.ModeServer, ModeAuto: kad.ModeAuto, ModeClient: kad.ModeClient}
+	refresh := 30 * time.Minute
+	if d.cfg.Mode == ModeServer {
+		refresh = 10 * time.Minute
+	}
+	opts := []kad.Option{
+		kad.ProtocolPrefix(protocol.DHTPrefix),
+		kad.Mode(modes[d.cfg.Mode]),
+		kad.Validator(kadrecord.NamespacedValidator{protocol.NamespaceCapability: Validator{Now: d.clock}}),
+		kad.BucketSize(d.cfg.K),
+		kad.Concurrency(min(10, d.cfg.K)),
+		kad.Resiliency(min(3, d.cfg.K)),
+		kad.RoutingTableRefreshPeriod(refresh),
+		kad.MaxRecordAge(maxRecordAge),
+		kad.ValueGCInterval(valueGC),
+		kad.ValueDatastore(newBoundedStore(d.host.ID(), d.cfg.StoreBytes)),
+		kad.ProviderDatastore(newBoundedStore(d.host.ID(), d.cfg.StoreBytes)),
+		kad.ProviderManagerOpts(records.ProvideValidity(provideValidity), records.ProviderAddrTTL(provideValidity), records.CleanupInterval(providerCleanup)),
+		kad.OnRequestHook(newQuota(d.clock).hook),
+	}
+	if !d.cfg.Loopback {
+		opts = append(opts,
+			kad.QueryFilter(kad.PublicQueryFilter),
+			kad.RoutingTableFilter(kad.PublicRoutingTableFilter),
+			kad.RoutingTablePeerDiversityFilter(kad.NewRTPeerDiversityFilter(d.host, 2, 3)),
+		)
+	}
+	return opts
+}
+
+// translate turns Kademlia's errors into ours.
+func (d *Directory) translate(err error) error {
+	switch {
+	case errors.Is(err, kbucket.ErrLookupFailure):
+		return ErrNoServers
+	case errors.Is(err, routing.ErrNotFound):
+		if d.kad.RoutingTable().Size() == 0 {
+			return ErrNoServers
+		}
+		return ErrNotFound
+	default:
+		return err
+	}
+}
+
+// waitServers waits until the routing table has a server. It returns ErrNoServers when ctx ends first.
+func (d *Directory) waitServers(ctx context.Context) error {
+	t := time.NewTicker(20 * time.Millisecond)
+	defer t.Stop()
+	for d.kad.RoutingTable().Size() == 0 {
+		select {
+		case <-ctx.Done():
+			return ErrNoServers
+		case <-t.C:
+		}
+	}
+	return nil
+}
+
+// quota holds each sender to a number of stores a minute. kad-dht has no way to refuse in its hook but to make
+// the request invalid: without a key it is rejected.
+type quota struct {
+	now func() time.Time
+
+	mu     sync.Mutex
+	minute int64
+	puts   map[peer.ID]int
+	adds   map[peer.ID]int
+}
+
+func newQuota(now func() time.Time) *quota { return &quota{now: now} }
+
+func (q *quota) hook(_ context.Context, s network.Stream, req *kadpb.Message) {
+	kind := req.GetType()
+	if kind != kadpb.Message_PUT_VALUE && kind != kadpb.Message_ADD_PROVIDER {
+		return
+	}
+	if !q.allow(s.Conn().RemotePeer(), kind == kadpb.Message_PUT_VALUE) {
+		req.Key = nil
+	}
+}
+
+// allow counts a store in fixed minutes; the counters start anew with each, so that they stay small.
+func (q *quota) allow(p peer.ID, put bool) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if m := q.now().Unix() / 60; m != q.minute || q.puts == nil {
+		q.minute, q.puts, q.adds = m, map[peer.ID]int{}, map[peer.ID]int{}
+	}
+	if put {
+		q.puts[p]++
+		return q.puts[p] <= putsPerMinute
+	}
+	q.adds[p]++
+	return q.adds[p] <= providesPerMinute
+}
+
+// messenger sends single Kademlia requests, so that acknowledgements can be counted: kad-dht's own PutValue
+// returns nil when every remote peer has refused.
+type messenger struct{ *kadpb.ProtocolMessenger }
+
+func newMessenger(h host.Host) *messenger {
+	m, err := kadpb.NewProtocolMessenger(&oneShot{h})
+	if err != nil { // only its options can fail, and there are none
+		panic(err)
+	}
+	return &messenger{m}
+}
+
+// oneShot sends each request on a stream of its own.
+type oneShot struct{ host host.Host }
+
+const maxKadReply = 64 << 10 // a PUT_VALUE reply repeats the record
+
+// SendRequest implements kad-dht's MessageSender.
+func (o *oneShot) SendRequest(ctx context.Context, p peer.ID, m *kadpb.Message) (*kadpb.Message, error) {
+	s, err := o.send(ctx, p, m)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = s.Close() }()
+	raw, err := msgio.NewVarintReaderSize(s, maxKadReply).ReadMsg()
+	if err != nil {
+		_ = s.Reset()
+		return nil, fmt.Errorf("reading the answer: %w", err)
+	}
+	reply := &kadpb.Message{}
+	if err := proto.Unmarshal(raw, reply); err != nil {
+		_ = s.Reset()
+		return nil, fmt.Errorf("reading the answer: %w", err)
+	}
+	return reply, nil
+}
+
+// SendMessage implements kad-dht's MessageSender.
+func (o *oneShot) SendMessage(ctx context.Context, p peer.ID, m *kadpb.Message) error {
+	s, err := o.send(ctx, p, m)
+	if err != nil {
+		return err
+	}
+	return s.Close()
+}
+
+func (o *oneShot) send(ctx context.Context, p peer.ID, m *kadpb.Message) (network.Stream, error) {
+	s, err := o.host.NewStream(ctx, p, protocol.ProtoKad)
+	if err != nil {
+		return nil, fmt.Errorf("opening a stream: %w", err)
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = s.SetDeadline(deadline)
+	}
+	raw, err := proto.Marshal(m)
+	if err == nil {
+		err = msgio.NewVarintWriter(struct{ io.Writer }{s}).WriteMsg(raw)
+	}
+	if err != nil {
+		_ = s.Reset()
+		return nil, fmt.Errorf("sending a request: %w", err)
+	}
+	return s, nil
+}

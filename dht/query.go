@@ -1,0 +1,430 @@
+package dht
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-msgio"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gridbeam/gridbeam/protocol"
+	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
+)
+
+// Errors of a query.
+var (
+	// ErrQuery means that a peer answered with an error or with what is no answer.
+	ErrQuery = errors.New("dht: query failed")
+	// ErrRate means that a peer wants fewer questions.
+	ErrRate = errors.New("dht: peer asks for fewer queries")
+)
+
+// Limits of /gridbeam/query/1.0.0 (discovery.md 5), in bytes and rows. A frame is a varint length and a
+// protobuf message.
+const (
+	maxQueryRequest = 8 << 10
+	maxQueryFrame   = 256 << 10
+	maxQueryAnswer  = 16 << 20
+	maxQueryRows    = 2000
+	maxQueryGet     = 64
+	queryFormat     = 1
+)
+
+// serveQueries answers until the returned function is called, which waits for the answers under way.
+func (d *Directory) serveQueries(ctx context.Context) (stop func()) {
+	slots := make(chan struct{}, d.cfg.QueryStreams) // one slot per answer under way
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	d.host.SetStreamHandler(protocol.ProtoQuery, func(s network.Stream) {
+		select {
+		case slots <- struct{}{}:
+		default:
+			_ = s.Reset()
+			return
+		}
+		wg.Add(1)
+		defer func() { <-slots; wg.Done() }()
+		if ctx.Err() != nil {
+			_ = s.Reset()
+			return
+		}
+		release := context.AfterFunc(ctx, func() { _ = s.Reset() })
+		defer release()
+		if err := d.answer(s); err != nil {
+			d.log.Debug("query not answered", "peer", s.Conn().RemotePeer(), "err", err)
+			_ = s.Reset()
+			return
+		}
+		_ = s.Close()
+	})
+	return func() {
+		d.host.RemoveStreamHandler(protocol.ProtoQuery)
+		cancel()
+		wg.Wait()
+	}
+}
+
+// answer serves one stream: one request, its frames.
+func (d *Directory) answer(s network.Stream) error {
+	if err := s.SetDeadline(time.Now().Add(d.cfg.QueryTimeout)); err != nil {
+		return fmt.Errorf("setting a deadline: %w", err)
+	}
+	if err := s.Scope().ReserveMemory(maxQueryRequest+maxQueryFrame, network.ReservationPriorityMedium); err != nil {
+		return fmt.Errorf("reserving memory: %w", err)
+	}
+	defer s.Scope().ReleaseMemory(maxQueryRequest + maxQueryFrame)
+	w := msgio.NewVarintWriter(struct{ io.Writer }{s})
+	if wait := d.rates.take(s.Conn().RemotePeer(), d.now()); wait > 0 {
+		return writeReply(w, errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_RATE, "too many queries", 0, wait))
+	}
+	raw, err := msgio.NewVarintReaderSize(struct{ io.Reader }{s}, maxQueryRequest).ReadMsg()
+	if err != nil {
+		return fmt.Errorf("reading the query: %w", err)
+	}
+	for reply := range d.replies(raw) {
+		if err := writeReply(w, reply); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeReply(w msgio.Writer, reply *pb.QueryReply) error {
+	raw, err := proto.Marshal(reply)
+	if err != nil {
+		return fmt.Errorf("writing an answer: %w", err)
+	}
+	if err := w.WriteMsg(raw); err != nil {
+		return fmt.Errorf("writing an answer: %w", err)
+	}
+	return nil
+}
+
+func errorReply(code pb.QueryErrorCode, text string, column int, retry time.Duration) *pb.QueryReply {
+	return &pb.QueryReply{Part: &pb.QueryReply_Error{Error: &pb.QueryError{
+		Code: code, Text: text, Column: uint32(column), RetryAfterMs: uint32(min(retry.Milliseconds(), math.MaxInt32)),
+	}}}
+}
+
+// replies yields the frames that answer a request; it is what the fuzzer drives.
+func (d *Directory) replies(raw []byte) func(yield func(*pb.QueryReply) bool) {
+	return func(yield func(*pb.QueryReply) bool) {
+		req := &pb.QueryRequest{}
+		if err := proto.Unmarshal(raw, req); err != nil || req.GetFormat() != queryFormat {
+			yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_FORMAT, fmt.Sprintf("this peer reads format %d", queryFormat), 0, 0))
+			return
+		}
+		switch ask := req.GetAsk().(type) {
+		case *pb.QueryRequest_Get:
+			d.replyGet(ask.Get, yield)
+		case *pb.QueryRequest_Find:
+			d.replyFind(ask.Find, yield)
+		default:
+			yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_FORMAT, "this peer answers find and get", 0, 0))
+		}
+	}
+}
+
+// replyGet answers with what is known of the asked peers; any peer answers for itself.
+func (d *Directory) replyGet(req *pb.GetRequest, yield func(*pb.QueryReply) bool) {
+	if len(req.GetPeerIds()) > maxQueryGet {
+		yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_FORMAT, fmt.Sprintf("at most %d peers", maxQueryGet), 0, 0))
+		return
+	}
+	var rows []*pb.QueryRow
+	now := d.now()
+	for _, raw := range req.GetPeerIds() {
+		id := peer.ID(raw)
+		if id == d.host.ID() {
+			d.mu.Lock()
+			own, beat := d.own, d.ownBeat
+			d.mu.Unlock()
+			if own != nil && own.expires().After(now) {
+				rows = append(rows, rowOf(own, beat))
+			}
+			continue
+		}
+		if e, ok := d.index.get(id, now); ok && d.cfg.Index {
+			rows = append(rows, rowOf(e.record, e.beat))
+		}
+	}
+	if sendRows(rows, yield) {
+		yield(&pb.QueryReply{Part: &pb.QueryReply_End{End: &pb.QueryEnd{Matched: uint32(len(rows)), Population: uint32(len(rows))}}})
+	}
+}
+
+func rowOf(r *record, b *beat) *pb.QueryRow {
+	row := &pb.QueryRow{Capability: r.raw}
+	if b != nil {
+		row.Availability = b.raw
+	}
+	return row
+}
+
+// sendRows cuts rows into frames; it says whether the reader still listens.
+func sendRows(rows []*pb.QueryRow, yield func(*pb.QueryReply) bool) bool {
+	const perFrame = maxQueryFrame/(protocol.MaxCapability+protocol.MaxAvailability+16) - 1
+	for len(rows) > 0 {
+		n := min(perFrame, len(rows))
+		if !yield(&pb.QueryReply{Part: &pb.QueryReply_Rows{Rows: &pb.QueryRows{Rows: rows[:n]}}}) {
+			return false
+		}
+		rows = rows[n:]
+	}
+	return true
+}
+
+// replyFind answers from the replica. What only the asker knows is unknown here, and unknown is kept: the
+// asker evaluates again.
+func (d *Directory) replyFind(req *pb.FindRequest, yield func(*pb.QueryReply) bool) {
+	if !d.cfg.Index {
+		yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_NO_INDEX, "this peer keeps no index of others", 0, 0))
+		return
+	}
+	filter, err := protocol.ParseFilter(req.GetFilter())
+	if err != nil {
+		var fe *protocol.FilterError
+		column := 0
+		if errors.As(err, &fe) {
+			column = fe.Column
+		}
+		yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_FILTER, err.Error(), column, 0))
+		return
+	}
+	limit := int(min(req.GetLimit(), maxQueryRows))
+	if limit == 0 {
+		limit = maxQueryRows
+	}
+	var seed uint64
+	var after []byte
+	switch cursor := req.GetCursor(); len(cursor) {
+	case 0:
+		d.mu.Lock()
+		seed = d.rnd.Uint64()
+		d.mu.Unlock()
+	case 16:
+		seed, after = binary.BigEndian.Uint64(cursor), cursor[8:]
+	default:
+		yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_FORMAT, "a cursor is taken from an answer as it is", 0, 0))
+		return
+	}
+	q := newAsking(Query{
+		Filter: filter, Seed: seed, Explain: req.GetExplain(),
+		MaxAge: time.Duration(req.GetMaxAgeS()) * time.Second,
+	}, d.now())
+	if filter.MentionsLocal() {
+		q.keep = unknown
+	}
+	found, ex := q.run(d.index.live(q.now))
+	page, cursor := pageOf(found, seed, after, limit)
+	rows := make([]*pb.QueryRow, len(page))
+	for i, c := range page {
+		rows[i] = &pb.QueryRow{Capability: c.Record, Availability: c.Beat}
+	}
+	if !sendRows(rows, yield) {
+		return
+	}
+	end := &pb.QueryEnd{Matched: uint32(ex.Matched), Population: uint32(ex.Population), Truncated: cursor != nil, Cursor: cursor}
+	for _, c := range ex.Clauses {
+		end.Explanation = append(end.Explanation, &pb.ClauseCount{
+			Text: c.Text, Implied: c.Implied, RemovedAlone: uint32(c.RemovedAlone), Left: uint32(c.Left),
+		})
+	}
+	yield(&pb.QueryReply{Part: &pb.QueryReply_End{End: end}})
+}
+
+// pageOf cuts the candidates behind a cursor: they are sorted by the hash that the cursor names.
+func pageOf(found []Candidate, seed uint64, after []byte, limit int) (page []Candidate, cursor []byte) {
+	start := 0
+	for after != nil && start < len(found) {
+		key := hashOrder(seed, found[start].Peer)
+		if string(key[:]) > string(after) {
+			break
+		}
+		start++
+	}
+	page = found[start:]
+	if len(page) <= limit {
+		return page, nil
+	}
+	page = page[:limit]
+	last := hashOrder(seed, page[limit-1].Peer)
+	return page, append(binary.BigEndian.AppendUint64(nil, seed), last[:]...)
+}
+
+// rates is a token bucket per peer.
+type rates struct {
+	perSecond, burst float64
+
+	mu      sync.Mutex
+	buckets map[peer.ID]bucket
+}
+
+type bucket struct {
+	tokens float64
+	at     time.Time
+}
+
+const maxBuckets = 4096
+
+func newRates(perSecond int) *rates {
+	return &rates{perSecond: float64(perSecond), burst: 4 * float64(perSecond), buckets: map[peer.ID]bucket{}}
+}
+
+// take spends a token; it returns how long to wait when there is none.
+func (r *rates) take(id peer.ID, now time.Time) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b, ok := r.buckets[id]
+	if !ok {
+		if len(r.buckets) >= maxBuckets {
+			r.sweepLocked(now)
+		}
+		b = bucket{tokens: r.burst, at: now}
+	}
+	b.tokens = min(r.burst, b.tokens+now.Sub(b.at).Seconds()*r.perSecond)
+	b.at = now
+	var wait time.Duration
+	if b.tokens < 1 {
+		wait = time.Duration((1 - b.tokens) / r.perSecond * float64(time.Second))
+	} else {
+		b.tokens--
+	}
+	r.buckets[id] = b
+	return wait
+}
+
+// sweepLocked forgets peers whose bucket is full again: they lose nothing. If none is, all start anew.
+func (r *rates) sweepLocked(now time.Time) {
+	for id, b := range r.buckets {
+		if b.tokens+now.Sub(b.at).Seconds()*r.perSecond >= r.burst {
+			delete(r.buckets, id)
+		}
+	}
+	if len(r.buckets) >= maxBuckets {
+		clear(r.buckets)
+	}
+}
+
+// answered is a verified row of an answer.
+type answered struct {
+	record *record
+	beat   *beat
+}
+
+// ask sends a get to a peer and verifies what comes. Rows that were not asked for or do not verify are left
+// out.
+func (d *Directory) ask(ctx context.Context, of peer.ID, ids []peer.ID) ([]answered, error) {
+	req := &pb.QueryRequest{Format: queryFormat, Ask: &pb.QueryRequest_Get{Get: &pb.GetRequest{}}}
+	wanted := map[peer.ID]bool{}
+	for _, id := range ids[:min(len(ids), maxQueryGet)] {
+		req.GetGet().PeerIds = append(req.GetGet().PeerIds, []byte(id))
+		wanted[id] = true
+	}
+	var out []answered
+	_, err := d.exchange(ctx, of, req, len(wanted), func(row *pb.QueryRow) {
+		if a, ok := openRow(row, wanted, d.now()); ok {
+			delete(wanted, a.record.peer)
+			out = append(out, a)
+		}
+	})
+	return out, err
+}
+
+// openRow verifies a row for one of the wanted peers (nil: whoever signed it).
+func openRow(row *pb.QueryRow, wanted map[peer.ID]bool, now time.Time) (answered, bool) {
+	id, ok := signerOf(row.GetCapability())
+	if !ok || wanted != nil && !wanted[id] {
+		return answered{}, false
+	}
+	rec, err := openCapability(row.GetCapability(), id, now)
+	if err != nil {
+		return answered{}, false
+	}
+	a := answered{record: rec}
+	if len(row.GetAvailability()) > 0 {
+		if b, err := openBeat(row.GetAvailability(), id); err == nil && b.fresh(now) {
+			a.beat = b
+		}
+	}
+	return a, true
+}
+
+// exchange sends a request and hands each row to take, at most most of them; it returns the end frame.
+func (d *Directory) exchange(ctx context.Context, of peer.ID, req *pb.QueryRequest, most int, take func(*pb.QueryRow)) (*pb.QueryEnd, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
+	defer cancel()
+	s, err := d.host.NewStream(ctx, of, protocol.ProtoQuery)
+	if err != nil {
+		return nil, fmt.Errorf("asking %s: %w", of, err)
+	}
+	defer func() { _ = s.Reset() }() // after a whole answer this only frees the stream
+	stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
+	defer stop()
+	if err := s.Scope().ReserveMemory(maxQueryFrame, network.ReservationPriorityMedium); err != nil {
+		return nil, fmt.Errorf("asking %s: %w", of, err)
+	}
+	defer s.Scope().ReleaseMemory(maxQueryFrame)
+	raw, err := proto.Marshal(req)
+	if err == nil {
+		err = msgio.NewVarintWriter(struct{ io.Writer }{s}).WriteMsg(raw)
+	}
+	if err == nil {
+		err = s.CloseWrite()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("asking %s: %w", of, err)
+	}
+	end, err := readAnswer(struct{ io.Reader }{s}, most, take)
+	if err != nil {
+		return nil, fmt.Errorf("answer of %s: %w", of, err)
+	}
+	return end, nil
+}
+
+// readAnswer reads frames up to the end or the error, within all limits.
+func readAnswer(r io.Reader, most int, take func(*pb.QueryRow)) (*pb.QueryEnd, error) {
+	in := msgio.NewVarintReaderSize(r, maxQueryFrame)
+	rows, size := 0, 0
+	for {
+		raw, err := in.ReadMsg()
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrQuery, err)
+		}
+		if size += len(raw) + 1; size > maxQueryAnswer {
+			return nil, fmt.Errorf("%w: more than %d bytes", ErrQuery, maxQueryAnswer)
+		}
+		reply := &pb.QueryReply{}
+		err = proto.Unmarshal(raw, reply)
+		in.ReleaseMsg(raw)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrQuery, err)
+		}
+		switch part := reply.GetPart().(type) {
+		case *pb.QueryReply_Rows:
+			if rows += len(part.Rows.GetRows()); rows > most {
+				return nil, fmt.Errorf("%w: more rows than were asked for", ErrQuery)
+			}
+			for _, row := range part.Rows.GetRows() {
+				take(row)
+			}
+		case *pb.QueryReply_End:
+			return part.End, nil
+		case *pb.QueryReply_Error:
+			if part.Error.GetCode() == pb.QueryErrorCode_QUERY_ERROR_CODE_RATE {
+				return nil, fmt.Errorf("%w, again in %d ms", ErrRate, part.Error.GetRetryAfterMs())
+			}
+			return nil, fmt.Errorf("%w: %.200s", ErrQuery, part.Error.GetText())
+		default:
+			return nil, fmt.Errorf("%w: an empty frame", ErrQuery)
+		}
+	}
+}
