@@ -243,11 +243,11 @@ func (n *Net) Fetch(ctx context.Context, root cid.Cid, holders []peer.AddrInfo, 
 	defer n.s.gate.RUnlock()
 	ctx, cancel := context.WithCancel(ctx) // ends the session
 	defer cancel()
-	tried, err := n.connect(ctx, holders)
+	tried, reached, err := n.connect(ctx, holders)
 	if err != nil {
 		return l.stats, fmt.Errorf("fetching %s: %w", root, err)
 	}
-	session, err := n.x.Session(ctx)
+	session, err := n.x.Session(ctx, reached...)
 	if err == nil {
 		cfg := fetch.Config{Window: n.cfg.Window, WindowBytes: n.cfg.WindowBytes, Stall: n.cfg.Stall, MaxBlocks: n.s.cfg.MaxBlocks}
 		err = fetch.Run(ctx, cfg, root, session, l)
@@ -268,14 +268,13 @@ func (n *Net) Fetch(ctx context.Context, root cid.Cid, holders []peer.AddrInfo, 
 	return l.done(), nil
 }
 
-// connect reaches for all holders at once and returns who was tried, in words. It fails when holders were
-// named, none can be reached, and no router can find others.
-func (n *Net) connect(ctx context.Context, holders []peer.AddrInfo) (string, error) {
+// connect reaches for all holders at once and returns who was tried, in words, and who was reached. It fails
+// when holders were named and none can be reached.
+func (n *Net) connect(ctx context.Context, holders []peer.AddrInfo) (tried string, reached []peer.ID, err error) {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.Connect)
 	defer cancel()
-	results := make([]string, len(holders))
+	results, good := make([]string, len(holders)), make([]bool, len(holders))
 	var wg sync.WaitGroup
-	var reached atomic.Int64
 	for i, h := range holders {
 		wg.Go(func() {
 			results[i] = h.ID.String()
@@ -284,19 +283,24 @@ func (n *Net) connect(ctx context.Context, holders []peer.AddrInfo) (string, err
 			} else if err := n.host.Connect(ctx, h); err != nil {
 				results[i] += " (" + err.Error() + ")"
 			} else {
-				reached.Add(1)
+				good[i] = true
 			}
 		})
 	}
 	wg.Wait()
-	tried := strings.Join(results, ", ")
+	for i, h := range holders {
+		if good[i] {
+			reached = append(reached, h.ID)
+		}
+	}
+	tried = strings.Join(results, ", ")
 	if tried == "" {
 		tried = "connected peers"
 	}
-	if len(holders) > 0 && reached.Load() == 0 {
-		return tried, fmt.Errorf("%w: none of the holders can be reached: %s", ErrUnavailable, tried)
+	if len(holders) > 0 && len(reached) == 0 {
+		return tried, nil, fmt.Errorf("%w: none of the holders can be reached: %s", ErrUnavailable, tried)
 	}
-	return tried, nil
+	return tried, reached, nil
 }
 
 // arrivals is the store as a fetch sees it.

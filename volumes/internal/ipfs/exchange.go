@@ -135,14 +135,15 @@ func (x *Exchange) await(ctx context.Context) error {
 type Session struct {
 	x       *Exchange
 	fetcher exchange.Fetcher
+	holders []peer.ID
 }
 
-// Session begins a session that ends with ctx; it waits until Run has begun.
-func (x *Exchange) Session(ctx context.Context) (*Session, error) {
+// Session begins a session that ends with ctx; it waits until Run has begun. All holders share its wants.
+func (x *Exchange) Session(ctx context.Context, holders ...peer.ID) (*Session, error) {
 	if err := x.await(ctx); err != nil {
 		return nil, err
 	}
-	return &Session{x: x, fetcher: x.client.NewSession(ctx)}, nil
+	return &Session{x: x, fetcher: x.client.NewSession(ctx), holders: holders}, nil
 }
 
 // Get asks for all wants at once and hands each block to got as it arrives, with the peer that sent it. It
@@ -150,6 +151,7 @@ func (x *Exchange) Session(ctx context.Context) (*Session, error) {
 // that do not hash to a want are stopped by the guard.
 func (s *Session) Get(ctx context.Context, wants []cid.Cid, got func(c cid.Cid, data []byte, from peer.ID) bool) error {
 	s.x.guard.expect(wants)
+	defer s.x.guard.introduce(wants, s.holders)()
 	ch, err := s.fetcher.GetBlocks(ctx, wants)
 	if err != nil {
 		return fmt.Errorf("asking for %d blocks: %w", len(wants), err)
