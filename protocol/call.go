@@ -1,0 +1,344 @@
+package protocol
+
+import (
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
+)
+
+// Run says what a job executes; exactly one of Module, Image and Host is set.
+type Run struct {
+	// Module is a WebAssembly module by content; ModuleBytes is its size.
+	Module cid.Cid
+	// ModuleBytes is the size of the module in bytes.
+	ModuleBytes uint64
+	// Image is an OCI image by digest.
+	Image string
+	// Host is a runtime of the node.
+	Host string
+	// Command is the program's name and arguments.
+	Command []string
+	// Env are environment variables.
+	Env map[string]string
+}
+
+// Limits bound what one chunk may use on a node; 0 leaves a limit to the node's default (execution.md 3).
+type Limits struct {
+	// MemoryBytes, DiskBytes and OutputBytes are bytes.
+	MemoryBytes, DiskBytes, OutputBytes uint64
+	// Wall is the longest run of a chunk.
+	Wall time.Duration
+	// OutputFiles bounds the number of files.
+	OutputFiles uint32
+	// LogBytes bounds the log that is kept.
+	LogBytes uint64
+	// CPUMilli is thousandths of a core.
+	CPUMilli uint32
+	// Network is "none".
+	Network string
+}
+
+// JobTerms is what a node has to know of a job to run its chunks.
+type JobTerms struct {
+	// Job names it.
+	Job JobID
+	// Name is its owner's word for it, for people.
+	Name string
+	// Kind is map, gang, service or task.
+	Kind string
+	// Run is what it executes.
+	Run Run
+	// Limits bound each chunk.
+	Limits Limits
+	// Volumes are what it reads, at most 16.
+	Volumes []VolumeRef
+	// MinIsolation is the least level: dev, shared, strong or empty.
+	MinIsolation string
+	// KeepOutputs is "success" or "always".
+	KeepOutputs string
+	// Seed fixes the job's randomness.
+	Seed [32]byte
+	// GPUModels and GPUCount are the devices of one chunk.
+	GPUModels []string
+	// GPUCount is the number of devices of one chunk, 0 for none.
+	GPUCount uint32
+	// Origin holds module, volumes and large inputs: the bridge.
+	Origin peer.AddrInfo
+}
+
+// Reservation asks one node for an Offer; the bridge signs it.
+type Reservation struct {
+	// Call is the nonce of the request.
+	Call CallID
+	// Network and Grant say by what right.
+	Network NetworkID
+	// Grant is the last link of the chain that the bridge has presented.
+	Grant GrantID
+	// Bridge asks, Node is asked.
+	Bridge, Node PeerID
+	// NotAfter bounds the life of the request.
+	NotAfter time.Time
+	// Terms are the job's.
+	Terms JobTerms
+	// Slots are wanted.
+	Slots uint32
+	// Rate is the most that is paid, in micro-USD per slot-hour; 0 pays any ask.
+	Rate uint64
+}
+
+// Offer is a node's answer to a Reservation; the node signs it.
+type Offer struct {
+	// Call and Job are the reservation's.
+	Call CallID
+	// Job is the job.
+	Job JobID
+	// Node offers to Bridge.
+	Node, Bridge PeerID
+	// Slots are how many chunks it runs at once for this job.
+	Slots uint32
+	// Ask is its price in micro-USD per slot-hour.
+	Ask uint64
+	// Expires is when the offer lapses unless taken up.
+	Expires time.Time
+	// DataHeld is how many bytes of the job's volumes it holds already.
+	DataHeld uint64
+}
+
+const (
+	maxName    = 128
+	maxArgs    = 256
+	maxEnv     = 256
+	maxSlots   = 4096
+	maxCommand = 64 << 10
+)
+
+// Validate names the first field out of bounds, with ErrBounds.
+func (t *JobTerms) Validate() error {
+	if len(t.Name) > maxName || !utf8.ValidString(t.Name) {
+		return bounds("job", "name", "has %d bytes or is no UTF-8, at most %d", len(t.Name), maxName)
+	}
+	switch t.Kind {
+	case "map", "gang", "service", "task":
+	default:
+		return bounds("job", "kind", "is %.20q, want map, gang, service or task", t.Kind)
+	}
+	if err := t.Run.validate(); err != nil {
+		return err
+	}
+	switch {
+	case t.Limits.Wall < 0 || t.Limits.Wall > 365*24*time.Hour:
+		return bounds("job", "limits.wall", "is %s", t.Limits.Wall)
+	case t.Limits.Network != "" && t.Limits.Network != "none":
+		return bounds("job", "limits.network", "is %.20q, only none is offered", t.Limits.Network)
+	case len(t.Volumes) > maxVolumes:
+		return bounds("job", "volumes", "has %d entries, at most %d", len(t.Volumes), maxVolumes)
+	case len(t.GPUModels) > 64 || t.GPUCount > 64:
+		return bounds("job", "gpus", "%d models, %d devices, at most 64 each", len(t.GPUModels), t.GPUCount)
+	}
+	for i := range t.Volumes {
+		if err := t.Volumes[i].validate("job"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Run) validate() error {
+	set, size := 0, 0
+	for _, is := range []bool{r.Module.Defined(), r.Image != "", r.Host != ""} {
+		if is {
+			set++
+		}
+	}
+	for _, a := range r.Command {
+		size += len(a)
+	}
+	for k, v := range r.Env {
+		size += len(k) + len(v)
+	}
+	switch {
+	case set != 1:
+		return bounds("job", "run", "has %d of module, image and host, want one", set)
+	case len(r.Command) == 0 || len(r.Command) > maxArgs || len(r.Env) > maxEnv || size > maxCommand:
+		return bounds("job", "run.command", "%d arguments, %d variables, %d bytes; want 1..%d, at most %d and %d", len(r.Command), len(r.Env), size, maxArgs, maxEnv, maxCommand)
+	case len(r.Image) > 512 || len(r.Host) > 128:
+		return bounds("job", "run", "image or host is too long")
+	}
+	return nil
+}
+
+func (t *JobTerms) toPB() *pb.JobTerms {
+	m := &pb.JobTerms{
+		JobId: t.Job[:], Name: t.Name, Kind: t.Kind, MinIsolation: t.MinIsolation, KeepOutputs: t.KeepOutputs, Seed: t.Seed[:],
+		GpuModels: t.GPUModels, GpuCount: t.GPUCount,
+		Run: &pb.Run{ModuleCid: cidBytes(t.Run.Module), ModuleBytes: t.Run.ModuleBytes, Image: t.Run.Image, Host: t.Run.Host, Command: t.Run.Command, Env: t.Run.Env},
+		Limits: &pb.Limits{
+			MemoryBytes: t.Limits.MemoryBytes, DiskBytes: t.Limits.DiskBytes, WallMs: uint64(t.Limits.Wall.Milliseconds()), OutputBytes: t.Limits.OutputBytes,
+			OutputFiles: t.Limits.OutputFiles, LogBytes: t.Limits.LogBytes, CpuMilli: t.Limits.CPUMilli, Network: t.Limits.Network,
+		},
+	}
+	for i := range t.Volumes {
+		m.Volumes = append(m.Volumes, t.Volumes[i].toPB())
+	}
+	if t.Origin.ID != "" {
+		m.Origin = holderToPB(t.Origin)
+	}
+	return m
+}
+
+func termsFromPB(m *pb.JobTerms) (t JobTerms, err error) {
+	r, l := m.GetRun(), m.GetLimits()
+	t = JobTerms{
+		Name: m.GetName(), Kind: m.GetKind(), MinIsolation: m.GetMinIsolation(), KeepOutputs: m.GetKeepOutputs(), GPUModels: m.GetGpuModels(), GPUCount: m.GetGpuCount(),
+		Run: Run{ModuleBytes: r.GetModuleBytes(), Image: r.GetImage(), Host: r.GetHost(), Command: r.GetCommand(), Env: r.GetEnv()},
+		Limits: Limits{
+			MemoryBytes: l.GetMemoryBytes(), DiskBytes: l.GetDiskBytes(), OutputBytes: l.GetOutputBytes(), Wall: millis(l.GetWallMs()),
+			OutputFiles: l.GetOutputFiles(), LogBytes: l.GetLogBytes(), CPUMilli: l.GetCpuMilli(), Network: l.GetNetwork(),
+		},
+	}
+	if t.Job, err = id16("job", m.GetJobId()); err != nil {
+		return t, err
+	}
+	if t.Run.Module, err = cidFrom("module", r.GetModuleCid()); err != nil {
+		return t, err
+	}
+	if len(m.GetSeed()) != len(t.Seed) {
+		return t, bounds("job", "seed", "has %d bytes, want 32", len(m.GetSeed()))
+	}
+	copy(t.Seed[:], m.GetSeed())
+	if len(m.GetVolumes()) > maxVolumes {
+		return t, bounds("job", "volumes", "has %d entries, at most %d", len(m.GetVolumes()), maxVolumes)
+	}
+	for _, v := range m.GetVolumes() {
+		ref, err := volumeFromPB(v)
+		if err != nil {
+			return t, err
+		}
+		t.Volumes = append(t.Volumes, ref)
+	}
+	if m.GetOrigin() != nil {
+		if t.Origin, err = holderFromPB(m.GetOrigin()); err != nil {
+			return t, err
+		}
+	}
+	return t, t.Validate()
+}
+
+// millis turns milliseconds from the wire into a duration, without overflow.
+func millis(ms uint64) time.Duration {
+	return time.Duration(min(ms, 366*24*3600*1000)) * time.Millisecond
+}
+
+// Encode returns the protobuf bytes of the terms, for a journal or store.
+func (t *JobTerms) Encode() ([]byte, error) {
+	if err := t.Validate(); err != nil {
+		return nil, err
+	}
+	return marshal(t.toPB())
+}
+
+// DecodeJobTerms reads what Encode wrote.
+func DecodeJobTerms(b []byte) (JobTerms, error) {
+	m := &pb.JobTerms{}
+	if err := unmarshal("job terms", b, m); err != nil {
+		return JobTerms{}, err
+	}
+	return termsFromPB(m)
+}
+
+// Seal signs the reservation with the bridge's key.
+func (r *Reservation) Seal(key crypto.PrivKey) ([]byte, error) {
+	if err := r.Terms.Validate(); err != nil {
+		return nil, err
+	}
+	return nounReservation.seal(key, &pb.Reservation{
+		CallId: r.Call[:], Network: r.Network[:], Grant: r.Grant[:], Bridge: []byte(r.Bridge), Node: []byte(r.Node), NotAfter: r.NotAfter.UnixMilli(),
+		Terms: r.Terms.toPB(), Slots: r.Slots, RateUusdPerHour: r.Rate,
+	})
+}
+
+// OpenReservation verifies a signed reservation: its author is its Bridge.
+func OpenReservation(raw []byte) (r Reservation, err error) {
+	m := &pb.Reservation{}
+	signer, _, err := nounReservation.open(raw, m)
+	if err != nil {
+		return r, err
+	}
+	r = Reservation{NotAfter: time.UnixMilli(m.GetNotAfter()), Slots: m.GetSlots(), Rate: m.GetRateUusdPerHour()}
+	if r.Call, err = id16("call", m.GetCallId()); err != nil {
+		return r, err
+	}
+	if r.Network, err = id16("network", m.GetNetwork()); err != nil {
+		return r, err
+	}
+	if r.Grant, err = grantID(m.GetGrant()); err != nil {
+		return r, err
+	}
+	if r.Bridge, err = peerID("bridge", m.GetBridge()); err != nil {
+		return r, err
+	}
+	if r.Node, err = peerID("node", m.GetNode()); err != nil {
+		return r, err
+	}
+	if err = nounReservation.author(signer, r.Bridge); err != nil {
+		return r, err
+	}
+	if r.Slots == 0 || r.Slots > maxSlots {
+		return r, bounds("reservation", "slots", "is %d, want 1..%d", r.Slots, maxSlots)
+	}
+	r.Terms, err = termsFromPB(m.GetTerms())
+	return r, err
+}
+
+// Seal signs the offer with the node's key.
+func (o *Offer) Seal(key crypto.PrivKey) ([]byte, error) {
+	return nounOffer.seal(key, &pb.Offer{
+		CallId: o.Call[:], JobId: o.Job[:], Node: []byte(o.Node), Bridge: []byte(o.Bridge), Slots: o.Slots, AskUusdPerHour: o.Ask,
+		Expires: o.Expires.UnixMilli(), DataBytesHeld: o.DataHeld,
+	})
+}
+
+// OpenOffer verifies a signed offer: its author is its Node.
+func OpenOffer(raw []byte) (o Offer, err error) {
+	m := &pb.Offer{}
+	signer, _, err := nounOffer.open(raw, m)
+	if err != nil {
+		return o, err
+	}
+	o = Offer{Slots: m.GetSlots(), Ask: m.GetAskUusdPerHour(), Expires: time.UnixMilli(m.GetExpires()), DataHeld: m.GetDataBytesHeld()}
+	if o.Call, err = id16("call", m.GetCallId()); err != nil {
+		return o, err
+	}
+	if o.Job, err = id16("job", m.GetJobId()); err != nil {
+		return o, err
+	}
+	if o.Node, err = peerID("node", m.GetNode()); err != nil {
+		return o, err
+	}
+	if o.Bridge, err = peerID("bridge", m.GetBridge()); err != nil {
+		return o, err
+	}
+	if o.Slots == 0 || o.Slots > maxSlots {
+		return o, bounds("offer", "slots", "is %d, want 1..%d", o.Slots, maxSlots)
+	}
+	if o.Ask > maxAsk {
+		return o, bounds("offer", "ask", "is %d micro-USD an hour, at most %d", o.Ask, uint64(maxAsk))
+	}
+	return o, nounOffer.author(signer, o.Node)
+}
+
+// maxAsk bounds a price, in micro-USD per slot-hour: ten thousand dollars.
+const maxAsk = 10_000_000_000
+
+func grantID(b []byte) (GrantID, error) {
+	if len(b) != 32 {
+		return GrantID{}, fmt.Errorf("%w: grant ID has %d bytes, want 32", ErrBadID, len(b))
+	}
+	return GrantID(b), nil
+}

@@ -1,0 +1,127 @@
+package protocol
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+
+	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
+)
+
+// Bounds of a volume reference.
+const (
+	maxVolumes    = 16
+	maxHolders    = 16
+	maxAddrs      = 8
+	maxAddrBytes  = 256
+	maxTargetSize = 4096
+)
+
+// VolumeRef names a tree and where a job finds it (volumes.md 3). The bridge resolves a job's volume to a root
+// once, so that all members of its cluster see the same bytes.
+type VolumeRef struct {
+	// Name is what the job file calls it.
+	Name string
+	// Root is the UnixFS root CID.
+	Root cid.Cid
+	// At is the absolute path at which the job finds it.
+	At string
+	// Mode is "ro".
+	Mode string
+	// Bytes is the size of its files, Blocks the number of its distinct blocks.
+	Bytes, Blocks uint64
+	// Holders have it, at most 16.
+	Holders []peer.AddrInfo
+}
+
+func (v *VolumeRef) validate(noun string) error {
+	switch {
+	case v.Name == "" || len(v.Name) > 128:
+		return bounds(noun, "volume.name", "has %d bytes, want 1..128", len(v.Name))
+	case !v.Root.Defined():
+		return bounds(noun, "volume.root", "is missing")
+	case v.Mode != "ro":
+		return bounds(noun, "volume.mode", "is %q, want ro", v.Mode)
+	case len(v.At) > maxTargetSize || !path.IsAbs(v.At) || path.Clean(v.At) != v.At || v.At == "/" || strings.ContainsRune(v.At, 0):
+		return bounds(noun, "volume.at", "%.80q is no clean absolute path below /", v.At)
+	case len(v.Holders) > maxHolders:
+		return bounds(noun, "volume.holders", "has %d entries, at most %d", len(v.Holders), maxHolders)
+	}
+	return nil
+}
+
+func (v *VolumeRef) toPB() *pb.VolumeRef {
+	m := &pb.VolumeRef{Name: v.Name, Root: v.Root.Bytes(), At: v.At, Mode: v.Mode, Bytes: v.Bytes, Blocks: v.Blocks}
+	for _, h := range v.Holders {
+		m.Holders = append(m.Holders, holderToPB(h))
+	}
+	return m
+}
+
+func volumeFromPB(m *pb.VolumeRef) (v VolumeRef, err error) {
+	v = VolumeRef{Name: m.GetName(), At: m.GetAt(), Mode: m.GetMode(), Bytes: m.GetBytes(), Blocks: m.GetBlocks()}
+	if v.Root, err = cidFrom("volume root", m.GetRoot()); err != nil {
+		return v, err
+	}
+	for _, h := range m.GetHolders() {
+		info, err := holderFromPB(h)
+		if err != nil {
+			return v, err
+		}
+		v.Holders = append(v.Holders, info)
+	}
+	return v, nil
+}
+
+func holderToPB(info peer.AddrInfo) *pb.Holder {
+	h := &pb.Holder{PeerId: []byte(info.ID)}
+	for _, a := range info.Addrs[:min(len(info.Addrs), maxAddrs)] {
+		h.Addrs = append(h.Addrs, a.Bytes())
+	}
+	return h
+}
+
+func holderFromPB(m *pb.Holder) (info peer.AddrInfo, err error) {
+	if info.ID, err = peerID("holder", m.GetPeerId()); err != nil {
+		return info, err
+	}
+	if len(m.GetAddrs()) > maxAddrs {
+		return info, bounds("holder", "addrs", "has %d entries, at most %d", len(m.GetAddrs()), maxAddrs)
+	}
+	for _, b := range m.GetAddrs() {
+		if len(b) > maxAddrBytes {
+			return info, bounds("holder", "addrs", "has an address of %d bytes", len(b))
+		}
+		a, err := multiaddr.NewMultiaddrBytes(b)
+		if err != nil {
+			return info, fmt.Errorf("%w: holder's address: %w", ErrMalformed, err)
+		}
+		info.Addrs = append(info.Addrs, a)
+	}
+	return info, nil
+}
+
+func cidFrom(what string, b []byte) (cid.Cid, error) {
+	if len(b) == 0 {
+		return cid.Undef, nil
+	}
+	if len(b) > 64 {
+		return cid.Undef, fmt.Errorf("%w: %s has %d bytes", ErrMalformed, what, len(b))
+	}
+	c, err := cid.Cast(b)
+	if err != nil {
+		return cid.Undef, fmt.Errorf("%w: %s: %w", ErrMalformed, what, err)
+	}
+	return c, nil
+}
+
+func cidBytes(c cid.Cid) []byte {
+	if !c.Defined() {
+		return nil
+	}
+	return c.Bytes()
+}
