@@ -204,8 +204,11 @@ type FilterTerm struct {
 // FilterCompare compares a term with a value, or with several for OpIn. A boolean field that stands alone is
 // compared == true.
 type FilterCompare struct {
-	Term   FilterTerm
-	Op     FilterOp
+	// Term is the left side.
+	Term FilterTerm
+	// Op is the comparison.
+	Op FilterOp
+	// Values are the right side: one, or for OpIn at least one.
 	Values []FilterValue
 	// Column of the term in the text, from 1.
 	Column int
