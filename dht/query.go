@@ -191,9 +191,8 @@ func (d *Directory) replyFind(req *pb.FindRequest, yield func(*pb.QueryReply) bo
 	}
 	filter, err := protocol.ParseFilter(req.GetFilter())
 	if err != nil {
-		var fe *protocol.FilterError
 		column := 0
-		if errors.As(err, &fe) {
+		if fe, ok := errors.AsType[*protocol.FilterError](err); ok {
 			column = fe.Column
 		}
 		yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_FILTER, err.Error(), column, 0))

@@ -94,15 +94,6 @@ const (
 	beatNews                  // held, and it speaks of a record that is not
 )
 
-// mayTake says whether a heartbeat would be taken, without taking it: the validator asks before the message is
-// accepted.
-func (x *replica) mayTake(b *beat, gap time.Duration, now time.Time) bool {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	s, known := x.seen[b.peer]
-	return !known || b.av.GetSeq() > s.beat && now.Sub(s.lastBeat) >= gap
-}
-
 // putBeat takes a verified heartbeat unless a newer one is known.
 func (x *replica) putBeat(b *beat, gap time.Duration, now time.Time) beatFate {
 	x.mu.Lock()

@@ -197,15 +197,15 @@ func TestRepublishingAnothersMessageDoesNotSuppressIt(t *testing.T) {
 	author, victim, thief := start(t), start(t), start(t)
 	topic, _ := join(t, author, TopicConfig[string]{})
 	_, sub := join(t, victim, TopicConfig[string]{})
-	any, err := Join(thief, testTopic, TopicConfig[string]{Decode: func(b []byte, _ peer.ID) (string, error) { return string(b), nil }})
+	loose, err := Join(thief, testTopic, TopicConfig[string]{Decode: func(b []byte, _ peer.ID) (string, error) { return string(b), nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	connect(t, author, victim)
 	connect(t, thief, victim)
-	eventually(t, "known", func() bool { return len(any.Peers()) == 1 && len(topic.Peers()) == 1 })
+	eventually(t, "known", func() bool { return len(loose.Peers()) == 1 && len(topic.Peers()) == 1 })
 	stolen := noteOf(author, "mine")
-	if err := any.Publish(context.Background(), stolen); err != nil {
+	if err := loose.Publish(context.Background(), stolen); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the theft was seen", func() bool { return victim.Score(thief.ID()) < 0 })

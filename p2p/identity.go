@@ -123,16 +123,16 @@ func parsePEM(raw []byte) (crypto.PrivKey, error) {
 	if block == nil || block.Type != pemPrivateKey {
 		return nil, fmt.Errorf("%w: want PEM %q; `gridbeam node init --import-key` converts other forms", ErrKeyFormat, pemPrivateKey)
 	}
-	any, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKeyFormat, err)
 	}
-	std, ok := any.(ed25519.PrivateKey)
+	std, ok := key.(ed25519.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("%w: it is a %T", ErrKeyType, any)
+		return nil, fmt.Errorf("%w: it is a %T", ErrKeyType, key)
 	}
-	key, _, err := crypto.KeyPairFromStdKey(&std)
-	return key, err
+	priv, _, err := crypto.KeyPairFromStdKey(&std)
+	return priv, err
 }
 
 func parseAny(raw []byte) (crypto.PrivKey, error) {

@@ -2,7 +2,6 @@ package protocol
 
 import (
 	"errors"
-	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -247,7 +246,7 @@ func FuzzParseFilter(f *testing.F) {
 		strip(got.Root())
 		strip(again.Root())
 		if !reflect.DeepEqual(got.Root(), again.Root()) {
-			t.Fatal(fmt.Sprintf("%q and %q differ: %#v %#v", text, canon, got.Root(), again.Root()))
+			t.Fatalf("%q and %q differ: %#v %#v", text, canon, got.Root(), again.Root())
 		}
 	})
 }

@@ -421,7 +421,7 @@ func (f *file) ReadAt(p []byte, off int64) (int, error) {
 
 func (f *file) readAt(p []byte, off int64) (int, error) {
 	n, err := tree.ReadFileAt(context.Background(), f.v.load, f.v.leaf, f.e.node, p, uint64(off))
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = &fs.PathError{Op: "read", Path: f.path, Err: translate(err)}
 	}
 	return n, err

@@ -218,7 +218,7 @@ func (s *Store) AddFiles(files []File) (Tree, error) {
 	for i, f := range files {
 		t.Bytes += uint64(len(f.Data))
 		if f.Path == "." || !fs.ValidPath(f.Path) {
-			return Tree{}, fmt.Errorf("%w: path %q; use relative paths without . and ..", ErrUnsupported, f.Path)
+			return Tree{}, fmt.Errorf("%w: path %q; use relative paths (no . or .. in them)", ErrUnsupported, f.Path)
 		}
 		if i > 0 && f.Path == files[i-1].Path {
 			return Tree{}, fmt.Errorf("%w: path %q stands twice", ErrConflict, f.Path)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -182,8 +183,8 @@ func (s *Store) Blocks(root cid.Cid) iter.Seq2[Block, error] {
 				yield(Block{}, translate(err))
 				return
 			}
-			for i := len(n.Links) - 1; i >= 0; i-- {
-				stack = append(stack, n.Links[i].CID)
+			for _, l := range slices.Backward(n.Links) {
+				stack = append(stack, l.CID)
 			}
 		}
 	}

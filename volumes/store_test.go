@@ -317,9 +317,7 @@ func TestMergeDependsOnNeitherOrderNorGrouping(t *testing.T) {
 			fmt.Sprintf("deep/%d/x", i/10): "common to ten",
 		}
 		roots = append(roots, add(t, s, files).Root)
-		for name, data := range files {
-			all[name] = data
-		}
+		maps.Copy(all, files)
 	}
 	want := add(t, open(t), all)
 	for seed := range uint64(20) {

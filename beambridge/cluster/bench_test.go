@@ -5,8 +5,6 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
-
-	"github.com/gridbeam/gridbeam/protocol"
 )
 
 // rnp004Fleet is RNP-004's published size: 138,400 GPUs in five pools, a node each, spread over places and
@@ -27,7 +25,6 @@ func rnp004Fleet() []Candidate {
 	for _, p := range pools {
 		for range p.n {
 			c := good(fmt.Sprintf("peer-%06d-%016x", len(out), r.Uint64()))
-			c.Peer = protocol.PeerID(c.Peer)
 			c.GPUs = []GPU{p.gpu}
 			c.Group = fmt.Sprintf("op%d", r.IntN(20_000))
 			c.Region = pickOne(r, "us", "us", "eu", "ap")
@@ -46,8 +43,10 @@ func rnp004Fleet() []Candidate {
 // rnp004Job is the request of RNP-004's example: 800 RTX 3090, nine tenths of them in one region, ping up to
 // 40 ms, a tier of 500 MB/s, which is ultra here.
 func rnp004Job() Job {
-	return Job{Kind: KindMap, GPUModels: []string{"nvidia-rtx-3090-24gb"}, GPUCount: 1, MinNodes: 800, MaxNodes: 800,
-		Regions: []Share{{"us", 90}, {"eu", 10}}, MaxRTT: 40 * time.Millisecond, Bandwidth: TierUltra, Chunks: 10_000}
+	return Job{
+		Kind: KindMap, GPUModels: []string{"nvidia-rtx-3090-24gb"}, GPUCount: 1, MinNodes: 800, MaxNodes: 800,
+		Regions: []Share{{"us", 90}, {"eu", 10}}, MaxRTT: 40 * time.Millisecond, Bandwidth: TierUltra, Chunks: 10_000,
+	}
 }
 
 // BenchmarkSelect138k is select.138k_ms on a warm fleet; every plan is checked outside the clock. The cold

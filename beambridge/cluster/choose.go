@@ -224,9 +224,9 @@ func (p *picker) diversify(at []int) ([]int, error) {
 		full := p.j.MaxNodes > 0 && len(at) >= p.j.MaxNodes || p.shared || p.j.Kind == KindTask && len(at) >= want
 		if full {
 			drop := -1
-			for k := len(at) - 1; k >= 0; k-- {
-				same := !p.shared || p.list[at[k]].place == p.list[next].place
-				if same && !slices.Contains(kept, at[k]) {
+			for k, i := range slices.Backward(at) {
+				same := !p.shared || p.list[i].place == p.list[next].place
+				if same && !slices.Contains(kept, i) {
 					drop = k
 					break
 				}

@@ -192,20 +192,28 @@ func (f *Fleet) filters(j *Job) []filter {
 		}
 		add(filter{name: "gpu", want: want, fail: failUnless(f.mask, f.kit, model)})
 		if j.MinVRAMGB > 0 {
-			add(filter{name: "min_vram", want: fmt.Sprintf("min_vram %dGB", j.MinVRAMGB), fail: failUnless(f.mask, f.kit, vram),
-				value: f.bestVRAM, show: func(v float64) string { return fmt.Sprintf("%.0fGB", v) }})
+			add(filter{
+				name: "min_vram", want: fmt.Sprintf("min_vram %dGB", j.MinVRAMGB), fail: failUnless(f.mask, f.kit, vram),
+				value: f.bestVRAM, show: func(v float64) string { return fmt.Sprintf("%.0fGB", v) },
+			})
 		}
 	}
 	if j.Cores > 0 {
-		add(filter{name: "cpu", want: fmt.Sprintf("cpu %g", j.Cores), fail: failBelow(f.mask, f.cores, j.Cores),
-			value: func(i int) float64 { return f.cores[i] }, show: func(v float64) string { return fmt.Sprintf("%g", v) }})
+		add(filter{
+			name: "cpu", want: fmt.Sprintf("cpu %g", j.Cores), fail: failBelow(f.mask, f.cores, j.Cores),
+			value: func(i int) float64 { return f.cores[i] }, show: func(v float64) string { return fmt.Sprintf("%g", v) },
+		})
 	}
 	if j.Memory > 0 {
-		add(filter{name: "memory", want: "memory " + bytesText(j.Memory), fail: failBelow(f.mask, f.memory, j.Memory),
-			value: func(i int) float64 { return float64(f.memory[i]) }, show: func(v float64) string { return bytesText(uint64(v)) }})
+		add(filter{
+			name: "memory", want: "memory " + bytesText(j.Memory), fail: failBelow(f.mask, f.memory, j.Memory),
+			value: func(i int) float64 { return float64(f.memory[i]) }, show: func(v float64) string { return bytesText(uint64(v)) },
+		})
 	}
-	add(filter{name: "disk", want: "disk " + bytesText(j.Disk) + " beside the data", fail: f.failDisk(j.Disk),
-		value: func(i int) float64 { return max(0, float64(f.disk[i])-float64(f.missing[i])) }, show: func(v float64) string { return bytesText(uint64(v)) }})
+	add(filter{
+		name: "disk", want: "disk " + bytesText(j.Disk) + " beside the data", fail: f.failDisk(j.Disk),
+		value: func(i int) float64 { return max(0, float64(f.disk[i])-float64(f.missing[i])) }, show: func(v float64) string { return bytesText(uint64(v)) },
+	})
 	add(filter{name: "slots", want: "a free slot", fail: failBelow(f.mask, f.free, 1)})
 	return append(fs, f.placeFilters(j)...)
 }
@@ -228,32 +236,44 @@ func (f *Fleet) placeFilters(j *Job) (fs []filter) {
 		add(filter{name: "regions", want: "regions " + strings.Join(names, "|"), fail: failUnless(f.mask, f.place, ok)})
 	}
 	if j.MaxRTT > 0 {
-		add(filter{name: "max_rtt", want: "max_rtt " + j.MaxRTT.String(), fail: failAbove(f.mask, f.rtt, j.MaxRTT), lower: true,
-			value: func(i int) float64 { return float64(f.rtt[i]) }, show: func(v float64) string { return time.Duration(v).Round(100 * time.Microsecond).String() }})
+		add(filter{
+			name: "max_rtt", want: "max_rtt " + j.MaxRTT.String(), fail: failAbove(f.mask, f.rtt, j.MaxRTT), lower: true,
+			value: func(i int) float64 { return float64(f.rtt[i]) }, show: func(v float64) string { return time.Duration(v).Round(100 * time.Microsecond).String() },
+		})
 	}
 	if j.Bandwidth > TierUnknown {
-		add(filter{name: "bandwidth", want: "bandwidth " + j.Bandwidth.String(), fail: failBelow(f.mask, f.tier, uint8(j.Bandwidth)),
-			value: func(i int) float64 { return float64(f.tier[i]) }, show: func(v float64) string { return cmp.Or(Tier(v).String(), "not measured") }})
+		add(filter{
+			name: "bandwidth", want: "bandwidth " + j.Bandwidth.String(), fail: failBelow(f.mask, f.tier, uint8(j.Bandwidth)),
+			value: func(i int) float64 { return float64(f.tier[i]) }, show: func(v float64) string { return cmp.Or(Tier(v).String(), "not measured") },
+		})
 	}
 	if len(j.HostTypes) > 0 {
-		add(filter{name: "host_type", want: "host_type " + strings.Join(j.HostTypes, "|"),
+		add(filter{
+			name: "host_type", want: "host_type " + strings.Join(j.HostTypes, "|"),
 			fail: failUnless(f.mask, f.labels, f.labelVerdicts(func(l []string) bool {
 				return slices.ContainsFunc(j.HostTypes, func(t string) bool { return slices.Contains(l, "host.type="+t) })
-			}))})
+			})),
+		})
 	}
 	if len(j.Compliance) > 0 {
-		add(filter{name: "compliance", want: "compliance " + strings.Join(j.Compliance, "+"),
+		add(filter{
+			name: "compliance", want: "compliance " + strings.Join(j.Compliance, "+"),
 			fail: failUnless(f.mask, f.labels, f.labelVerdicts(func(l []string) bool {
 				return !slices.ContainsFunc(j.Compliance, func(t string) bool { return !slices.Contains(l, "compliance="+t) })
-			}))})
+			})),
+		})
 	}
 	if j.MaxPrice > 0 {
-		add(filter{name: "max_price", want: "max_price " + priceText(j.MaxPrice), fail: failAbove(f.mask, f.price, j.MaxPrice), lower: true,
-			value: func(i int) float64 { return float64(f.price[i]) }, show: func(v float64) string { return priceText(uint64(v)) }})
+		add(filter{
+			name: "max_price", want: "max_price " + priceText(j.MaxPrice), fail: failAbove(f.mask, f.price, j.MaxPrice), lower: true,
+			value: func(i int) float64 { return float64(f.price[i]) }, show: func(v float64) string { return priceText(uint64(v)) },
+		})
 	}
 	if j.MinReputation > 0 {
-		add(filter{name: "min_reputation", want: fmt.Sprintf("min_reputation %g", j.MinReputation), fail: failBelow(f.mask, f.o, j.MinReputation),
-			value: func(i int) float64 { return f.o[i] }, show: func(v float64) string { return fmt.Sprintf("%.3g", v) }})
+		add(filter{
+			name: "min_reputation", want: fmt.Sprintf("min_reputation %g", j.MinReputation), fail: failBelow(f.mask, f.o, j.MinReputation),
+			value: func(i int) float64 { return f.o[i] }, show: func(v float64) string { return fmt.Sprintf("%.3g", v) },
+		})
 	}
 	return fs
 }

@@ -246,8 +246,10 @@ func (p *picker) finalists(at []int) []int {
 
 func (p *picker) search(final, at []int) *gangSearch {
 	k := len(final)
-	s := &gangSearch{e: make([]float64, k), pair: make([]float64, k*k), place: make([]int32, k), group: make([]int32, k),
-		limit: p.capOf(len(at)), k: k, budget: swapBudget}
+	s := &gangSearch{
+		e: make([]float64, k), pair: make([]float64, k*k), place: make([]int32, k), group: make([]int32, k),
+		limit: p.capOf(len(at)), k: k, budget: swapBudget,
+	}
 	for a, i := range final {
 		s.e[a], s.group[a] = p.list[i].E, p.groups[i]
 		if p.shared {

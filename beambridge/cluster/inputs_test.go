@@ -104,8 +104,15 @@ func TestBadGridsSayWhatIsWrong(t *testing.T) {
 	for i := range big {
 		big[i] = json.RawMessage("0")
 	}
-	for _, axes := range [][]Axis{{{"", raws("1")}}, {{"a", raws("1")}, {"a", raws("2")}}, {{"a", raws("{}")}}, {{"a", raws("[1]")}}, {{"a", raws("x")}}, {{"a", raws("")}},
-		{{"a", big}, {"b", big}, {"c", big}, {"d", big}}} {
+	for _, axes := range [][]Axis{
+		{{"", raws("1")}},
+		{{"a", raws("1")}, {"a", raws("2")}},
+		{{"a", raws("{}")}},
+		{{"a", raws("[1]")}},
+		{{"a", raws("x")}},
+		{{"a", raws("")}},
+		{{"a", big}, {"b", big}, {"c", big}, {"d", big}},
+	} {
 		if _, err := GridInputs(axes); !errors.Is(err, ErrBadInputs) {
 			t.Errorf("%d axes, first %q: %v", len(axes), axes[0].Name, err)
 		}

@@ -17,10 +17,12 @@ var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 
 // good is a candidate that nothing is wrong with.
 func good(name string) Candidate {
-	return Candidate{Peer: protocol.PeerID(name), Group: "op-" + name, Ready: true, Fresh: true, Where: true,
+	return Candidate{
+		Peer: protocol.PeerID(name), Group: "op-" + name, Ready: true, Fresh: true, Where: true,
 		GPUs: []GPU{{Model: "nvidia-rtx-3090-24gb", Count: 1, VRAMGB: 24}}, Runs: [backends]Isolation{IsolationStrong, IsolationShared, IsolationShared},
 		Cores: 8, Memory: 32 << 30, Disk: 500 << 30, Slots: 1, Region: "eu", Country: "DE", Tier: TierHigh,
-		Labels: []string{"host.type=miner"}, O: 0.95, P: 0.9, Standing: StandingVetted, RTT: 20 * time.Millisecond, Price: 200_000, SecondsPerInput: 10}
+		Labels: []string{"host.type=miner"}, O: 0.95, P: 0.9, Standing: StandingVetted, RTT: 20 * time.Millisecond, Price: 200_000, SecondsPerInput: 10,
+	}
 }
 
 func pickOne[T any](r *rand.Rand, xs ...T) T { return xs[r.IntN(len(xs))] }
@@ -54,9 +56,11 @@ func randomCandidate(r *rand.Rand, i int) Candidate {
 }
 
 func randomJob(r *rand.Rand) Job {
-	j := Job{Kind: pickOne(r, KindMap, KindMap, KindTask, KindService, KindGang), Backend: Backend(r.IntN(3)), Isolation: Isolation(r.IntN(3)),
+	j := Job{
+		Kind: pickOne(r, KindMap, KindMap, KindTask, KindService, KindGang), Backend: Backend(r.IntN(3)), Isolation: Isolation(r.IntN(3)),
 		Prefer: pickOne(r, "", PreferFast, PreferBalanced, PreferCheap), AllowUnvetted: pickOne(r, "", UnvettedReplicated, UnvettedSingle, UnvettedNever),
-		Chunks: r.Uint64N(200), ChunkInputs: 1 + r.Uint64N(5), MinNodes: r.IntN(6), Copies: r.IntN(3)}
+		Chunks: r.Uint64N(200), ChunkInputs: 1 + r.Uint64N(5), MinNodes: r.IntN(6), Copies: r.IntN(3),
+	}
 	if r.IntN(2) == 0 {
 		j.MaxNodes = j.MinNodes + r.IntN(6)
 	}

@@ -43,8 +43,10 @@ type Config struct {
 
 // DefaultConfig returns the figures of scheduling.md 4 for a job of n inputs.
 func DefaultConfig(job protocol.JobID, n uint64) Config {
-	return Config{Job: job, Inputs: n, Copies: 1, Retries: 2, TTL: 6 * time.Second, Window: 2 * time.Minute, Backoff: time.Second,
-		LeasesPerSlot: 2, AnnouncePer: 4, StragglerTimes: 3, CopyShare: 0.1, HopelessAfter: 3}
+	return Config{
+		Job: job, Inputs: n, Copies: 1, Retries: 2, TTL: 6 * time.Second, Window: 2 * time.Minute, Backoff: time.Second,
+		LeasesPerSlot: 2, AnnouncePer: 4, StragglerTimes: 3, CopyShare: 0.1, HopelessAfter: 3,
+	}
 }
 
 // Validate names the first field that cannot work, with ErrBadConfig.
@@ -254,8 +256,10 @@ func NewTracker(cfg Config, newID func() protocol.LeaseID) (*Tracker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Tracker{cfg: cfg, newID: newID, state: JobPending, cutter: NewCutter(cfg.Inputs, nil), total: cfg.Inputs, open: cfg.Open,
-		chunks: map[uint64]*chunk{}, leases: map[protocol.LeaseID]*lease{}, workers: map[protocol.PeerID]*worker{}, slowest: cfg.Seconds}, nil
+	return &Tracker{
+		cfg: cfg, newID: newID, state: JobPending, cutter: NewCutter(cfg.Inputs, nil), total: cfg.Inputs, open: cfg.Open,
+		chunks: map[uint64]*chunk{}, leases: map[protocol.LeaseID]*lease{}, workers: map[protocol.PeerID]*worker{}, slowest: cfg.Seconds,
+	}, nil
 }
 
 // State returns where the job stands.
@@ -367,8 +371,10 @@ type Progress struct {
 
 // Progress returns where the job stands; it costs a pass over what is live.
 func (t *Tracker) Progress() Progress {
-	p := Progress{State: t.state, Inputs: t.total, InputsDone: t.done.Len(), InputsFailed: t.failed.Len(), ChunksDone: t.nDone,
-		ChunksFailed: t.nFailed, ChunksReady: t.ready.len, Copies: t.nCopies, Workers: t.members, Reason: t.cause, Text: t.causeText}
+	p := Progress{
+		State: t.state, Inputs: t.total, InputsDone: t.done.Len(), InputsFailed: t.failed.Len(), ChunksDone: t.nDone,
+		ChunksFailed: t.nFailed, ChunksReady: t.ready.len, Copies: t.nCopies, Workers: t.members, Reason: t.cause, Text: t.causeText,
+	}
 	for _, l := range t.live {
 		if l.State.Live() {
 			p.Leases++
@@ -399,8 +405,10 @@ func (t *Tracker) Leases(node protocol.PeerID) []Lease {
 }
 
 func (t *Tracker) view(l *lease) Lease {
-	return Lease{ID: l.ID, Chunk: protocol.NewChunkID(t.cfg.Job, l.First, l.End), Range: Range{l.First, l.End}, Fence: l.Fence,
-		Attempt: int(l.Fence), Copy: l.Copy, Node: l.Worker.Peer, State: l.State}
+	return Lease{
+		ID: l.ID, Chunk: protocol.NewChunkID(t.cfg.Job, l.First, l.End), Range: Range{l.First, l.End}, Fence: l.Fence,
+		Attempt: int(l.Fence), Copy: l.Copy, Node: l.Worker.Peer, State: l.State,
+	}
 }
 
 func (c *chunk) row(s ChunkState) ChunkRow {

@@ -112,8 +112,10 @@ func newSim(seed uint64) *sim {
 		cfg.Copies = pickOne(r, 1, 1, 1, 2)
 		cfg.Explore = pickOne(r, 0, 0, 0.2)
 	}
-	s := &sim{r: r, cfg: cfg, chunks: map[uint64]ChunkRow{}, leases: map[protocol.LeaseID]LeaseRow{}, state: JobPending,
-		account: map[uint64]int{}, begun: map[uint64]int{}, poison: map[uint64]bool{}, faulty: cfg.Retries < 50 && r.IntN(2) == 0}
+	s := &sim{
+		r: r, cfg: cfg, chunks: map[uint64]ChunkRow{}, leases: map[protocol.LeaseID]LeaseRow{}, state: JobPending,
+		account: map[uint64]int{}, begun: map[uint64]int{}, poison: map[uint64]bool{}, faulty: cfg.Retries < 50 && r.IntN(2) == 0,
+	}
 	s.long = pickOne(r, 1, 1, 5, 20)
 	if cfg.Retries < 50 && r.IntN(3) == 0 {
 		s.poison[r.Uint64N(cfg.Inputs)] = true

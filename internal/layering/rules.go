@@ -67,7 +67,7 @@ func Parse(document string) (*Rules, error) {
 		}
 		for _, cells := range rows {
 			if err := table.row(cells); err != nil {
-				return nil, fmt.Errorf("%w: %s: | %s |", ErrTable, err, strings.Join(cells, " | "))
+				return nil, fmt.Errorf("%w: %w: | %s |", ErrTable, err, strings.Join(cells, " | "))
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -46,9 +47,7 @@ func (s *suite) deterministic(t *testing.T) {
 					task.Inputs = append(task.Inputs, executor.Input{Index: uint64(i)})
 				}
 				s.want(t, task, protocol.ReasonDone)
-				for name, text := range tree(t, task.OutDir) {
-					got[name] = text
-				}
+				maps.Copy(got, tree(t, task.OutDir))
 			}
 			if want == nil {
 				want = got

@@ -151,9 +151,7 @@ func (b *Backend) compile(ctx context.Context, key string, binary []byte) (*comp
 		err error
 	}
 	done := make(chan result, 1)
-	b.active.Add(1)
-	go func() {
-		defer b.active.Done()
+	b.active.Go(func() {
 		defer cancel()
 		defer func() { <-b.turn }()
 		var r result
@@ -168,7 +166,7 @@ func (b *Backend) compile(ctx context.Context, key string, binary []byte) (*comp
 			_ = r.m.module.Close(context.Background())
 			r = result{err: ctx.Err()}
 		}
-	}()
+	})
 	select {
 	case r := <-done:
 		return r.m, b.lateness(r.err)

@@ -286,12 +286,12 @@ func TestConcurrentPreparesCompileOnce(t *testing.T) {
 	}
 }
 
-func eventually(t *testing.T, true func() bool) {
+func eventually(t *testing.T, holds func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	late := time.After(30 * time.Second)
-	for !true() {
+	for !holds() {
 		select {
 		case <-tick.C:
 		case <-late:

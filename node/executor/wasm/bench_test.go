@@ -136,8 +136,7 @@ func BenchmarkTightLoop(b *testing.B) {
 	} {
 		b.Run(name, func(b *testing.B) {
 			r, m := bare(b, binary, cfg)
-			ctx, cancel := context.WithCancel(context.Background())
-			defer cancel()
+			ctx := b.Context()
 			for b.Loop() {
 				instance, err := r.InstantiateModule(ctx, m, wazero.NewModuleConfig().WithName(""))
 				if err != nil {

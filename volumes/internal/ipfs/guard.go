@@ -117,11 +117,10 @@ func (g *guard) answered(ctx context.Context, p peer.ID, c cid.Cid) {
 func (g *guard) asked(c cid.Cid) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	k := string(c.Hash())
-	if _, ok := g.recent[k]; ok {
+	if _, ok := g.recent[string(c.Hash())]; ok {
 		return true
 	}
-	_, ok := g.older[k]
+	_, ok := g.older[string(c.Hash())]
 	return ok
 }
 

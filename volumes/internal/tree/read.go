@@ -230,7 +230,7 @@ func readChild(ctx context.Context, load Loader, leaf ReadAt, c cid.Cid, size ui
 		k, err := leaf(ctx, c, p, int64(off))
 		if k == len(p) {
 			err = nil
-		} else if err == io.EOF {
+		} else if errors.Is(err, io.EOF) {
 			err = malformed("leaf %s is shorter than its file says", c)
 		}
 		return k, err

@@ -5,7 +5,6 @@ import (
 	"math"
 
 	"github.com/ipfs/go-cid"
-	mh "github.com/multiformats/go-multihash"
 )
 
 // Kind says what a node is.
@@ -48,8 +47,6 @@ type Node struct {
 	// Fanout is a shard's width.
 	Fanout uint64
 }
-
-var prefixRaw = cid.Prefix{Version: 1, Codec: cid.Raw, MhType: mh.SHA2_256, MhLength: 32}
 
 // Decode turns a block into a node; it returns ErrMalformed. Data aliases block. Tsize and Size are what
 // the writer claimed: a reader must not allocate by them.
