@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -22,6 +24,7 @@ import (
 	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -109,13 +112,35 @@ func (h *Host) Open(ctx context.Context) (err error) {
 	}
 	// One at a time: libp2p is content with any one address, whoever configured two expects both.
 	for _, a := range h.cfg.Listen {
-		if err = h.libp2p.Network().Listen(a); err != nil {
+		if h.cfg.Transport == nil {
+			err = portFree(ctx, a)
+		}
+		if err == nil {
+			err = h.libp2p.Network().Listen(a)
+		}
+		if err != nil {
 			return listenError(a, err)
 		}
 	}
 	h.libp2p.Network().Notify(h.subs.notifiee())
 	h.pubsub, err = h.newPubSub(gossip)
 	return err
+}
+
+// portFree returns an error when another socket listens on a TCP address. libp2p listens with SO_REUSEPORT, so
+// that it can punch holes from the port it listens on; a second program would get every other connection
+// meant for the first, and neither would be told.
+func portFree(ctx context.Context, a multiaddr.Multiaddr) error {
+	network, address, err := manet.DialArgs(a)
+	if err != nil || !strings.HasPrefix(network, "tcp") {
+		return nil // libp2p says what it thinks of the address
+	}
+	var alone net.ListenConfig
+	l, err := alone.Listen(ctx, network, address)
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }
 
 func listenError(a multiaddr.Multiaddr, err error) error {
@@ -149,7 +174,7 @@ func (h *Host) options() ([]libp2p.Option, error) {
 		libp2p.ConnectionManager(cm),
 		libp2p.ConnectionGater(gater{}),
 		libp2p.WithDialTimeout(h.cfg.DialTimeout),
-		libp2p.DialRanker(rank),
+		libp2p.SwarmOpts(swarm.WithDialRanker(rank)),
 		libp2p.DisableIdentifyAddressDiscovery(),
 		libp2p.DisableMetrics(),
 	}
