@@ -40,7 +40,7 @@ test: packages ## vet and test everything, with the race detector where there is
 	$(GO) vet ./...
 	@if command -v "$$($(GO) env CC)" >/dev/null; then race=-race; else race=; \
 		echo 'make: no C compiler, so the race detector stays off; apt-get install $(PACKAGES)'; fi; \
-	echo "$(GO) test $$race -timeout 20m ./..."; $(GO) test $$race -timeout 20m ./...
+	echo "$(GO) test $$race -timeout 20m ./..."; CGO_ENABLED=$${race:+1} $(GO) test $$race -timeout 20m ./...
 
 packages: # installs what the tests need, where that is possible and needed
 	@if command -v "$$($(GO) env CC)" >/dev/null; then exit 0; fi; \
@@ -53,7 +53,7 @@ packages: # installs what the tests need, where that is possible and needed
 	fi </dev/null
 
 test-system: packages ## the long tests: real processes, more seeds, kill -9
-	GRIDBEAM_SEEDS=50 $(GO) test -race -tags system -timeout 120m ./...
+	CGO_ENABLED=1 GRIDBEAM_SEEDS=50 $(GO) test -race -tags system -timeout 120m ./...
 
 bench: build ## measure dispatch against targets; ARGS go to the driver
 	$(GO) run ./bench $(ARGS)
@@ -61,19 +61,19 @@ bench: build ## measure dispatch against targets; ARGS go to the driver
 check: lint protos generated race ## all that a change has to pass
 
 lint: $(TOOLS) ## formatting, vet, golangci-lint, layers and documentation
-	@out=$$($(BIN)/gofumpt -l $$(git ls-files --cached --others --exclude-standard '*.go' | grep -v '\.pb\.go$$')); \
+	@out=$$($(TOOLS)/gofumpt -l $$(git ls-files --cached --others --exclude-standard '*.go' | grep -v '\.pb\.go$$')); \
 	if [ -n "$$out" ]; then echo "not formatted; run $(TOOLS)/gofumpt -w on:"; echo "$$out"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags system ./...
-	$(BIN)/golangci-lint run ./...
+	$(TOOLS)/golangci-lint run ./...
 	$(GO) test ./internal/layering ./internal/doccheck
 
 protos: $(TOOLS) # the wire stays readable for those who speak it already
-	$(BIN)/buf lint
+	$(TOOLS)/buf lint
 	@if [ -z "$(BASE)" ]; then echo 'make: no git history, so the breaking check is skipped'; \
 	elif [ -z "$$(git ls-tree -r --name-only $(BASE) -- protocol/pb | grep '\.proto$$')" ]; then \
 		echo 'make: $(BASE) has no protobufs, so the breaking check is skipped'; \
-	else echo 'buf breaking --against $(BASE)'; $(BIN)/buf breaking --against '.git#ref=$(BASE)'; fi
+	else echo 'buf breaking --against $(BASE)'; $(TOOLS)/buf breaking --against '.git#ref=$(BASE)'; fi
 
 generated: $(TOOLS) # generated files are those that the sources give
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && PATH="$(BIN):$$PATH" $(BIN)/buf generate -o "$$tmp" && \
@@ -83,7 +83,7 @@ generated: $(TOOLS) # generated files are those that the sources give
 		[ -e "$$tmp/$$f" ] || { echo "$$f has no .proto; remove it"; bad=1; }; done; [ -z "$$bad" ]
 
 race: packages
-	$(GO) test -race -timeout 20m ./...
+	CGO_ENABLED=1 $(GO) test -race -timeout 20m ./...
 
 fuzz: ## each fuzz target for FUZZTIME
 	@grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r f; do \
