@@ -1,0 +1,415 @@
+package metering
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/gridbeam/gridbeam/protocol"
+)
+
+// Book is a bridge's memory of its nodes' chains and of what was settled lately in each slot. It is not safe
+// for concurrent use: one owner calls it. What Check changes has to become durable with the receipt; when it
+// cannot, Forget the node and Remember its stored receipts again.
+type Book struct {
+	cfg   BookConfig
+	nodes map[protocol.PeerID]*nodeBook
+}
+
+type nodeBook struct {
+	pos   Position
+	slots map[uint16]*slotBook
+}
+
+// slotBook remembers the cells of a slot between floor and newest.
+type slotBook struct {
+	cells  map[int64]*cellBook
+	newest int64
+	floor  int64 // cells below it are forgotten
+	idsAt  int64 // cells below it have forgotten their record IDs
+	ids    int
+}
+
+type cellBook struct {
+	ms   int64 // settled so far, of all states
+	idle bool
+	ids  []protocol.RecordID
+}
+
+// NewBook returns an empty book. It returns ErrConfig.
+func NewBook(cfg BookConfig) (*Book, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Book{cfg: cfg, nodes: map[protocol.PeerID]*nodeBook{}}, nil
+}
+
+// Position is where a node's chain stands.
+func (b *Book) Position(node protocol.PeerID) Position {
+	if n := b.nodes[node]; n != nil {
+		return n.pos
+	}
+	return Position{}
+}
+
+// Forget drops what the book knows of a node, after a commit that failed.
+func (b *Book) Forget(node protocol.PeerID) { delete(b.nodes, node) }
+
+// Remember takes up a stored receipt with its verdicts, oldest first: after a restart, for each node the
+// receipts of the last Window are enough, and of a quiet node the last one.
+func (b *Book) Remember(r *protocol.Receipt, hash [32]byte, verdicts []protocol.RecordVerdict) {
+	n := b.node(r.Node)
+	if r.Seq <= n.pos.Seq {
+		return
+	}
+	n.pos = Position{r.Seq, hash}
+	for i := range r.Records {
+		u := &r.Records[i]
+		if i < len(verdicts) && verdicts[i].ID == u.ID && counts(verdicts[i].Verdict) {
+			n.slot(u.Slot).settle(u, verdicts[i].DurationMS, &b.cfg)
+		}
+	}
+}
+
+func (b *Book) node(id protocol.PeerID) *nodeBook {
+	n := b.nodes[id]
+	if n == nil {
+		n = &nodeBook{slots: map[uint16]*slotBook{}}
+		b.nodes[id] = n
+	}
+	return n
+}
+
+func (n *nodeBook) slot(i uint16) *slotBook {
+	s := n.slots[i]
+	if s == nil {
+		s = &slotBook{cells: map[int64]*cellBook{}}
+		n.slots[i] = s
+	}
+	return s
+}
+
+// counts says whether a verdict settles anything.
+func counts(verdict string) bool {
+	return verdict == protocol.VerdictOK || verdict == protocol.VerdictLowered
+}
+
+// Check holds an opened receipt against everything that the bridge knows and settles what stands. It returns
+// ErrKnown, ErrEquivocation, ErrStranger, or a ChainError; then nothing has changed.
+func (b *Book) Check(r *protocol.Receipt, hash [32]byte, w Witness, now time.Time) (Checked, error) {
+	if r.Bridge != b.cfg.Bridge {
+		return Checked{}, fmt.Errorf("%w: %s", ErrStranger, r.Bridge)
+	}
+	pos := b.Position(r.Node)
+	if r.Seq <= pos.Seq {
+		return Checked{}, again(r, hash, pos, w)
+	}
+	if r.Seq != pos.Seq+1 || r.Prev != pos.Hash {
+		return Checked{}, &ChainError{Got: r.Seq, Want: pos.Seq + 1, Prev: pos.Hash}
+	}
+	n := b.node(r.Node)
+	n.pos = Position{r.Seq, hash}
+	c := Checked{Position: n.pos, Verdicts: make([]protocol.RecordVerdict, len(r.Records))}
+	k := check{cfg: &b.cfg, node: n, peer: r.Node, w: w, now: now, left: map[leaseSlot]*allowance{}, leases: map[protocol.LeaseID]leaseView{}}
+	for i := range r.Records {
+		c.Verdicts[i] = k.record(&r.Records[i])
+		c.count(&r.Records[i], &c.Verdicts[i])
+	}
+	slices.SortFunc(c.Days, func(a, b DayUse) int { return compare(a.Day, b.Day) })
+	return c, nil
+}
+
+func compare(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// again answers a receipt whose number was used: the same one again, or a fraud.
+func again(r *protocol.Receipt, hash [32]byte, pos Position, w Witness) error {
+	known, ok := pos.Hash, r.Seq == pos.Seq
+	if !ok {
+		known, ok = w.ReceiptHash(r.Node, r.Seq)
+	}
+	switch {
+	case !ok || r.Seq == 0:
+		return &ChainError{Got: r.Seq, Want: pos.Seq + 1, Prev: pos.Hash}
+	case known == hash:
+		return fmt.Errorf("%w: %s number %d", ErrKnown, r.Node, r.Seq)
+	}
+	return fmt.Errorf("%w: %s number %d is %x and %x", ErrEquivocation, r.Node, r.Seq, known[:8], hash[:8])
+}
+
+// check is the work on one receipt.
+type check struct {
+	cfg    *BookConfig
+	node   *nodeBook
+	peer   protocol.PeerID
+	w      Witness
+	now    time.Time
+	left   map[leaseSlot]*allowance
+	leases map[protocol.LeaseID]leaseView
+}
+
+type leaseSlot struct {
+	lease protocol.LeaseID
+	slot  uint16
+}
+
+// allowance is what the bridge can have witnessed of a lease in one slot and was not settled yet.
+type allowance struct {
+	all, working int64 // milliseconds
+}
+
+type leaseView struct {
+	Lease
+	ok    bool
+	slots []uint16 // seen in this receipt
+}
+
+func refuse(u *protocol.UsageRecord, verdict, format string, args ...any) protocol.RecordVerdict {
+	return protocol.RecordVerdict{ID: u.ID, Verdict: verdict, Reason: fmt.Sprintf(format, args...)}
+}
+
+// record gives the verdict on a record, cheap tests first, and settles it.
+func (k *check) record(u *protocol.UsageRecord) protocol.RecordVerdict {
+	if v, ok := k.plain(u); !ok {
+		return v
+	}
+	s := k.node.slot(u.Slot)
+	if v, ok := s.fits(u, k.cfg); !ok {
+		return v
+	}
+	seen, v, ok := k.witnessed(u)
+	if !ok {
+		return v
+	}
+	v = protocol.RecordVerdict{ID: u.ID, Verdict: protocol.VerdictOK, DurationMS: min(u.DurationMS, seen)}
+	if diff := u.DurationMS - v.DurationMS; diff > max(k.cfg.Noise.Milliseconds(), u.DurationMS*k.cfg.NoisePPM/1_000_000) {
+		v.Verdict, v.Reason = protocol.VerdictLowered, fmt.Sprintf("%d ms claimed, %d ms witnessed", u.DurationMS, seen)
+	}
+	if u.State != protocol.UsageIdle {
+		v.GPUMS = min(u.GPUMS, v.DurationMS)
+	}
+	s.settle(u, v.DurationMS, k.cfg)
+	return v
+}
+
+// plain are the tests that need no memory.
+func (k *check) plain(u *protocol.UsageRecord) (protocol.RecordVerdict, bool) {
+	cores := 0
+	if k.cfg.Cores != nil {
+		cores = k.cfg.Cores(k.peer)
+	}
+	nowMS := k.now.UnixMilli()
+	switch err := u.Validate(k.peer); {
+	case err != nil:
+		return refuse(u, protocol.VerdictBounds, "%v", err), false
+	case u.DurationMS > u.EndMS-u.StartMS:
+		return refuse(u, protocol.VerdictBounds, "%d ms in an interval of %d", u.DurationMS, u.EndMS-u.StartMS), false
+	case u.State == protocol.UsageIdle && u.EndMS-u.StartMS > protocol.CellMillis && !minute(u):
+		return refuse(u, protocol.VerdictBounds, "idle over several cells that are no aligned minute"), false
+	case u.EndMS-u.StartMS > protocol.CellMillis && u.State != protocol.UsageIdle:
+		return refuse(u, protocol.VerdictBounds, "longer than a cell"), false
+	case u.GPUMS > u.DurationMS:
+		return refuse(u, protocol.VerdictBounds, "%d GPU ms in %d ms of one slot", u.GPUMS, u.DurationMS), false
+	case cores > 0 && u.CPUMS > int64(cores)*(u.EndMS-u.StartMS+k.cfg.Noise.Milliseconds()):
+		return refuse(u, protocol.VerdictBounds, "%d ms of processor time on %d cores in %d ms", u.CPUMS, cores, u.EndMS-u.StartMS), false
+	case u.EndMS > nowMS+k.cfg.Future.Milliseconds():
+		return refuse(u, protocol.VerdictFuture, "ends %d ms ahead of the bridge's clock", u.EndMS-nowMS), false
+	case u.StartMS < nowMS-k.cfg.MaxAge.Milliseconds():
+		return refuse(u, protocol.VerdictTooOld, "older than %s", k.cfg.MaxAge), false
+	}
+	return protocol.RecordVerdict{}, true
+}
+
+// minute says whether an idle record is a whole aligned minute.
+func minute(u *protocol.UsageRecord) bool {
+	const m = minuteCells * protocol.CellMillis
+	return u.StartMS%m == 0 && u.EndMS == u.StartMS+m && u.DurationMS == m
+}
+
+// witnessed is the bridge's own value for a record, milliseconds.
+func (k *check) witnessed(u *protocol.UsageRecord) (int64, protocol.RecordVerdict, bool) {
+	if u.State == protocol.UsageIdle {
+		if !k.w.Heard(k.peer, time.UnixMilli(u.StartMS), time.UnixMilli(u.EndMS)) {
+			return 0, refuse(u, protocol.VerdictUnwitnessed, "the bridge did not hear of the node then"), false
+		}
+		return u.DurationMS, protocol.RecordVerdict{}, true
+	}
+	l, known := k.leases[u.Lease]
+	if !known {
+		l.Lease, l.ok = k.w.Lease(u.Lease)
+	}
+	if !slices.Contains(l.slots, u.Slot) {
+		l.slots = append(l.slots, u.Slot)
+		k.leases[u.Lease] = l
+	}
+	switch {
+	case !l.ok:
+		return 0, refuse(u, protocol.VerdictNotLeased, "the bridge granted no lease %s", u.Lease), false
+	case l.Node != k.peer:
+		return 0, refuse(u, protocol.VerdictNotLeased, "lease %s is another node's", u.Lease), false
+	case l.Job != u.Job || l.Chunk != u.Chunk || l.Fence != u.Fence:
+		return 0, refuse(u, protocol.VerdictNotLeased, "lease %s is of another job, chunk or fence", u.Lease), false
+	case len(l.slots) > max(1, l.Slots):
+		return 0, refuse(u, protocol.VerdictNotLeased, "lease %s has %d slots", u.Lease, max(1, l.Slots)), false
+	}
+	end := l.Ended
+	if end.IsZero() {
+		end = k.now
+	}
+	slack := k.cfg.Noise.Milliseconds() // the clocks differ by about that much
+	seen := min(u.EndMS, end.UnixMilli()+slack) - max(u.StartMS, l.Granted.UnixMilli()-slack)
+	if seen < 0 || seen == 0 && u.DurationMS > 0 {
+		return 0, refuse(u, protocol.VerdictUnwitnessed, "lease %s was held from %d to %d", u.Lease, l.Granted.UnixMilli(), end.UnixMilli()), false
+	}
+	a := k.left[leaseSlot{u.Lease, u.Slot}]
+	if a == nil {
+		a = &allowance{all: max(0, end.Sub(l.Granted).Milliseconds())}
+		a.working = a.all
+		if l.Ran > 0 {
+			a.working = min(a.all, l.Ran.Milliseconds())
+		}
+		k.left[leaseSlot{u.Lease, u.Slot}] = a
+	}
+	seen = min(seen, a.all)
+	if u.State == protocol.UsageWorking {
+		seen = min(seen, a.working)
+	}
+	got := min(seen, u.DurationMS)
+	a.all -= got
+	if u.State == protocol.UsageWorking {
+		a.working -= got
+	}
+	return seen, protocol.RecordVerdict{}, true
+}
+
+// fits says whether a record is new and its cell has room for it.
+func (s *slotBook) fits(u *protocol.UsageRecord, cfg *BookConfig) (protocol.RecordVerdict, bool) {
+	first, last := u.StartMS/protocol.CellMillis, max(u.StartMS, u.EndMS-1)/protocol.CellMillis
+	switch {
+	case first < s.floor:
+		return refuse(u, protocol.VerdictTooOld, "more than %s behind what this slot has reported", cfg.Window), false
+	case u.State != protocol.UsageIdle && first < s.idsAt:
+		return refuse(u, protocol.VerdictTooOld, "too many records came after it to tell whether it is new"), false
+	}
+	for cell := first; cell <= last; cell++ {
+		c := s.cells[cell]
+		if c == nil {
+			continue
+		}
+		ms := u.DurationMS
+		if first != last {
+			ms = protocol.CellMillis
+		}
+		switch {
+		case u.State == protocol.UsageIdle && c.idle || slices.Contains(c.ids, u.ID):
+			return refuse(u, protocol.VerdictOverlap, "this record was settled before"), false
+		case c.ms+ms > protocol.CellMillis:
+			return refuse(u, protocol.VerdictOverlap, "slot %d would be used for %d ms in cell %d", u.Slot, c.ms+ms, cell), false
+		}
+	}
+	return protocol.RecordVerdict{}, true
+}
+
+// settle notes a record that counts with ms, and forgets what lies behind the window.
+func (s *slotBook) settle(u *protocol.UsageRecord, ms int64, cfg *BookConfig) {
+	first, last := u.StartMS/protocol.CellMillis, max(u.StartMS, u.EndMS-1)/protocol.CellMillis
+	for cell := first; cell <= last; cell++ {
+		c := s.cells[cell]
+		if c == nil {
+			c = &cellBook{}
+			s.cells[cell] = c
+		}
+		if first == last {
+			c.ms += ms
+		} else {
+			c.ms += protocol.CellMillis
+		}
+		if u.State == protocol.UsageIdle {
+			c.idle = true
+			continue
+		}
+		c.ids = append(c.ids, u.ID)
+		s.ids++
+	}
+	if last > s.newest {
+		if s.newest == 0 {
+			s.floor = last - cfg.Window.Milliseconds()/protocol.CellMillis
+			s.idsAt = s.floor
+		}
+		s.newest = last
+	}
+	for old := s.newest - cfg.Window.Milliseconds()/protocol.CellMillis; s.floor < old; s.floor++ {
+		if c := s.cells[s.floor]; c != nil {
+			s.ids -= len(c.ids)
+			delete(s.cells, s.floor)
+		}
+	}
+	s.idsAt = max(s.idsAt, s.floor)
+	for ; s.ids > cfg.MaxIDs && s.idsAt < s.newest; s.idsAt++ {
+		if c := s.cells[s.idsAt]; c != nil {
+			s.ids -= len(c.ids)
+			c.ids = nil
+		}
+	}
+}
+
+// count adds a record to the sums.
+func (c *Checked) count(u *protocol.UsageRecord, v *protocol.RecordVerdict) {
+	ok := counts(v.Verdict)
+	switch {
+	case !ok:
+		c.Refused++
+	case v.Verdict == protocol.VerdictLowered:
+		c.Lowered++
+	}
+	if u.State != protocol.UsageIdle {
+		i := slices.IndexFunc(c.Leases, func(l LeaseUse) bool { return l.Lease == u.Lease })
+		if i < 0 {
+			c.Leases = append(c.Leases, LeaseUse{Lease: u.Lease, Job: u.Job})
+			i = len(c.Leases) - 1
+		}
+		c.Leases[i].add(u, v, ok)
+	}
+	if !ok {
+		return
+	}
+	day := time.UnixMilli(u.StartMS).UTC().Format(time.DateOnly)
+	i := slices.IndexFunc(c.Days, func(d DayUse) bool { return d.Day == day })
+	if i < 0 {
+		c.Days = append(c.Days, DayUse{Day: day})
+		i = len(c.Days) - 1
+	}
+	switch u.State {
+	case protocol.UsageIdle:
+		c.Days[i].IdleMS += v.DurationMS
+	case protocol.UsagePreparing:
+		c.Days[i].PreparingMS += v.DurationMS
+	case protocol.UsageWorking:
+		c.Days[i].WorkingMS += v.DurationMS
+	}
+}
+
+func (l *LeaseUse) add(u *protocol.UsageRecord, v *protocol.RecordVerdict, ok bool) {
+	if v.Verdict != protocol.VerdictOK {
+		l.Lowered++
+	}
+	if !ok {
+		return
+	}
+	l.Records++
+	l.CPUMS += u.CPUMS
+	switch u.State {
+	case protocol.UsagePreparing:
+		l.PreparingMS += v.DurationMS
+	case protocol.UsageWorking:
+		l.WorkingMS += v.DurationMS
+		l.GPUMS += v.GPUMS
+	}
+}
