@@ -42,8 +42,15 @@ func (a *args) bool(b bool) {
 	a.add(int64(0))
 }
 
+// real refuses what is no number: SQLite would keep it as NULL.
+func (a *args) real(field string, f float64) {
+	if math.IsNaN(f) && a.err == nil {
+		a.err = fmt.Errorf("%w: %s is no number", ErrBadRow, field)
+	}
+	a.add(f)
+}
+
 func (a *args) text(s string)   { a.add(s) }
-func (a *args) real(f float64)  { a.add(f) }
 func (a *args) id(b [16]byte)   { a.add(b[:]) }
 func (a *args) hash(b [32]byte) { a.add(b[:]) }
 

@@ -31,8 +31,6 @@ var (
 	// ErrIO means that the disk failed otherwise. After a failed sync nothing can be promised any more, so
 	// every later Update is refused with it until the database is opened again.
 	ErrIO = errors.New("store: disk failed")
-	// ErrImbalance means that the postings of a transaction do not sum to zero in a currency.
-	ErrImbalance = errors.New("store: postings do not sum to zero")
 	// ErrFunds means that a transaction would make a user's credit negative.
 	ErrFunds = errors.New("store: not enough credit")
 )

@@ -2,6 +2,7 @@ package store
 
 import (
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"iter"
 )
@@ -121,5 +122,9 @@ func one[T any](t *Tx, q *query, scan func(*row) T, what string, key any, v ...d
 	for x, err := range list(t, q, scan, v...) {
 		return x, err
 	}
-	return zero, fmt.Errorf("%w: %s %v", ErrNotFound, what, key)
+	return zero, notFound(what, key)
 }
+
+func notFound(what string, key any) error { return fmt.Errorf("%w: %s %v", ErrNotFound, what, key) }
+
+func isNotFound(err error) bool { return errors.Is(err, ErrNotFound) }

@@ -53,7 +53,7 @@ CREATE TABLE members (
 CREATE INDEX members_node ON members (node);
 
 CREATE TABLE receipts (
-  node BLOB NOT NULL, seq INTEGER NOT NULL, hash BLOB NOT NULL, prev BLOB NOT NULL, raw BLOB NOT NULL,
+  node BLOB NOT NULL, seq INTEGER NOT NULL, hash BLOB NOT NULL, prev BLOB NOT NULL, raw BLOB,
   countersign BLOB, at INTEGER NOT NULL,
   PRIMARY KEY (node, seq)
 ) STRICT, WITHOUT ROWID;
@@ -72,7 +72,7 @@ CREATE TABLE uptime (
 CREATE TABLE scores (node BLOB NOT NULL PRIMARY KEY, body BLOB) STRICT;
 
 CREATE TABLE log_tails (
-  job BLOB NOT NULL, first INTEGER NOT NULL, lease BLOB NOT NULL, node BLOB NOT NULL, text TEXT NOT NULL, at INTEGER NOT NULL,
+  job BLOB NOT NULL, first INTEGER NOT NULL, lease BLOB NOT NULL, node BLOB NOT NULL, text BLOB, at INTEGER NOT NULL,
   PRIMARY KEY (job, first, lease)
 ) STRICT;
 
