@@ -90,14 +90,17 @@ type BookConfig struct {
 	// MaxIDs bounds the record IDs remembered per slot; leases of cells whose IDs were dropped are refused as
 	// too old; default 16,384.
 	MaxIDs int
-	// Cores bounds claimed processor time per slot and is a node's number of cores; 0 leaves it unbounded.
-	Cores func(protocol.PeerID) int
+	// MaxSlots bounds a node's slots where Machine does not know better; default 64.
+	MaxSlots int
+	// Machine says how many slots and CPU cores a node has, which bound what it may report; 0 is unknown. Nil
+	// knows nothing.
+	Machine func(protocol.PeerID) (slots, cores int)
 }
 
 // DefaultBookConfig returns the defaults for a bridge.
 func DefaultBookConfig(bridge protocol.PeerID) BookConfig {
 	return BookConfig{
-		Bridge: bridge, Future: time.Minute, MaxAge: 35 * 24 * time.Hour, Noise: 50 * time.Millisecond, NoisePPM: 10_000, Window: time.Hour, MaxIDs: 1 << 14,
+		Bridge: bridge, Future: time.Minute, MaxAge: 35 * 24 * time.Hour, Noise: 50 * time.Millisecond, NoisePPM: 10_000, Window: time.Hour, MaxIDs: 1 << 14, MaxSlots: 64,
 	}
 }
 
@@ -112,6 +115,8 @@ func (c *BookConfig) Validate() error {
 		return fmt.Errorf("%w: Noise or NoisePPM is out of bounds", ErrConfig)
 	case c.Window < time.Minute || c.MaxIDs < 2*protocol.MaxRecordsPerReceipt:
 		return fmt.Errorf("%w: Window is under 1 min or MaxIDs under %d", ErrConfig, 2*protocol.MaxRecordsPerReceipt)
+	case c.MaxSlots < 1 || c.MaxSlots > 1<<16:
+		return fmt.Errorf("%w: MaxSlots is %d, want 1..65536", ErrConfig, c.MaxSlots)
 	}
 	return nil
 }

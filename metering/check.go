@@ -3,6 +3,7 @@ package metering
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gridbeam/gridbeam/protocol"
@@ -33,8 +34,10 @@ type slotBook struct {
 type cellBook struct {
 	ms   int64 // settled so far, of all states
 	idle bool
-	ids  []protocol.RecordID
+	ids  map[protocol.RecordID]struct{}
 }
+
+func (c *cellBook) has(id protocol.RecordID) bool { _, ok := c.ids[id]; return ok }
 
 // NewBook returns an empty book. It returns ErrConfig.
 func NewBook(cfg BookConfig) (*Book, error) {
@@ -110,23 +113,22 @@ func (b *Book) Check(r *protocol.Receipt, hash [32]byte, w Witness, now time.Tim
 	n := b.node(r.Node)
 	n.pos = Position{r.Seq, hash}
 	c := Checked{Position: n.pos, Verdicts: make([]protocol.RecordVerdict, len(r.Records))}
-	k := check{cfg: &b.cfg, node: n, peer: r.Node, w: w, now: now, left: map[leaseSlot]*allowance{}, leases: map[protocol.LeaseID]leaseView{}}
+	k := check{
+		cfg: &b.cfg, node: n, peer: r.Node, w: w, now: now, slots: b.cfg.MaxSlots, left: map[leaseSlot]*allowance{}, leases: map[protocol.LeaseID]leaseView{},
+	}
+	if b.cfg.Machine != nil {
+		slots, cores := b.cfg.Machine(r.Node)
+		k.cores = int64(cores)
+		if slots > 0 {
+			k.slots = slots
+		}
+	}
 	for i := range r.Records {
 		c.Verdicts[i] = k.record(&r.Records[i])
 		c.count(&r.Records[i], &c.Verdicts[i])
 	}
-	slices.SortFunc(c.Days, func(a, b DayUse) int { return compare(a.Day, b.Day) })
+	slices.SortFunc(c.Days, func(a, b DayUse) int { return strings.Compare(a.Day, b.Day) })
 	return c, nil
-}
-
-func compare(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // again answers a receipt whose number was used: the same one again, or a fraud.
@@ -151,6 +153,8 @@ type check struct {
 	peer   protocol.PeerID
 	w      Witness
 	now    time.Time
+	slots  int
+	cores  int64
 	left   map[leaseSlot]*allowance
 	leases map[protocol.LeaseID]leaseView
 }
@@ -201,10 +205,6 @@ func (k *check) record(u *protocol.UsageRecord) protocol.RecordVerdict {
 
 // plain are the tests that need no memory.
 func (k *check) plain(u *protocol.UsageRecord) (protocol.RecordVerdict, bool) {
-	cores := 0
-	if k.cfg.Cores != nil {
-		cores = k.cfg.Cores(k.peer)
-	}
 	nowMS := k.now.UnixMilli()
 	switch err := u.Validate(k.peer); {
 	case err != nil:
@@ -213,12 +213,12 @@ func (k *check) plain(u *protocol.UsageRecord) (protocol.RecordVerdict, bool) {
 		return refuse(u, protocol.VerdictBounds, "%d ms in an interval of %d", u.DurationMS, u.EndMS-u.StartMS), false
 	case u.State == protocol.UsageIdle && u.EndMS-u.StartMS > protocol.CellMillis && !minute(u):
 		return refuse(u, protocol.VerdictBounds, "idle over several cells that are no aligned minute"), false
-	case u.EndMS-u.StartMS > protocol.CellMillis && u.State != protocol.UsageIdle:
-		return refuse(u, protocol.VerdictBounds, "longer than a cell"), false
 	case u.GPUMS > u.DurationMS:
 		return refuse(u, protocol.VerdictBounds, "%d GPU ms in %d ms of one slot", u.GPUMS, u.DurationMS), false
-	case cores > 0 && u.CPUMS > int64(cores)*(u.EndMS-u.StartMS+k.cfg.Noise.Milliseconds()):
-		return refuse(u, protocol.VerdictBounds, "%d ms of processor time on %d cores in %d ms", u.CPUMS, cores, u.EndMS-u.StartMS), false
+	case int(u.Slot) >= k.slots:
+		return refuse(u, protocol.VerdictBounds, "slot %d of a node with %d", u.Slot, k.slots), false
+	case k.cores > 0 && u.CPUMS > k.cores*(u.EndMS-u.StartMS+k.cfg.Noise.Milliseconds()):
+		return refuse(u, protocol.VerdictBounds, "%d ms of processor time on %d cores in %d ms", u.CPUMS, k.cores, u.EndMS-u.StartMS), false
 	case u.EndMS > nowMS+k.cfg.Future.Milliseconds():
 		return refuse(u, protocol.VerdictFuture, "ends %d ms ahead of the bridge's clock", u.EndMS-nowMS), false
 	case u.StartMS < nowMS-k.cfg.MaxAge.Milliseconds():
@@ -308,7 +308,7 @@ func (s *slotBook) fits(u *protocol.UsageRecord, cfg *BookConfig) (protocol.Reco
 			ms = protocol.CellMillis
 		}
 		switch {
-		case u.State == protocol.UsageIdle && c.idle || slices.Contains(c.ids, u.ID):
+		case u.State == protocol.UsageIdle && c.idle || c.has(u.ID):
 			return refuse(u, protocol.VerdictOverlap, "this record was settled before"), false
 		case c.ms+ms > protocol.CellMillis:
 			return refuse(u, protocol.VerdictOverlap, "slot %d would be used for %d ms in cell %d", u.Slot, c.ms+ms, cell), false
@@ -335,7 +335,10 @@ func (s *slotBook) settle(u *protocol.UsageRecord, ms int64, cfg *BookConfig) {
 			c.idle = true
 			continue
 		}
-		c.ids = append(c.ids, u.ID)
+		if c.ids == nil {
+			c.ids = map[protocol.RecordID]struct{}{}
+		}
+		c.ids[u.ID] = struct{}{}
 		s.ids++
 	}
 	if last > s.newest {
