@@ -94,7 +94,9 @@ func (b ByteSize) String() string {
 	for _, u := range []struct {
 		name string
 		size ByteSize
-	}{{"PiB", 1 << 50}, {"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"KB", 1e3}} {
+	}{
+		{"PiB", 1 << 50}, {"PB", 1e15}, {"TiB", 1 << 40}, {"TB", 1e12}, {"GiB", 1 << 30}, {"GB", 1e9}, {"MiB", 1 << 20}, {"MB", 1e6}, {"KiB", 1 << 10}, {"KB", 1e3},
+	} {
 		if b >= u.size && b%u.size == 0 {
 			return strconv.FormatUint(uint64(b/u.size), 10) + u.name
 		}
