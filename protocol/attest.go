@@ -1,7 +1,7 @@
 package protocol
 
 import (
-	"math"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -54,58 +54,106 @@ type Attestation struct {
 	Expires time.Time
 }
 
-// Seal signs the attestation with the rater's key.
-func (a *Attestation) Seal(key crypto.PrivKey) ([]byte, error) {
+const (
+	maxEvidence       = 16  // entries, so that criteria can be added
+	maxWeight         = 1e9 // good or bad evidence of one criterion
+	maxAttestLifetime = 30 * 24 * time.Hour
+	maxGroup          = 128
+)
+
+// Validate names the first field out of bounds, with ErrBounds or ErrBadID.
+func (a *Attestation) Validate() error {
+	if err := validPeers("attestation", a.Issuer, a.Subject); err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name   string
+		t      time.Time
+		needed bool
+	}{{"from", a.From, false}, {"to", a.To, false}, {"expires", a.Expires, true}} {
+		if err := validMS("attestation", f.name, f.t, f.needed); err != nil {
+			return err
+		}
+	}
+	switch {
+	case len(a.Group) > maxGroup || !printable(a.Group):
+		return bounds("attestation", "group", "has %d bytes or cannot be printed, at most %d", len(a.Group), maxGroup)
+	case a.To.Before(a.From):
+		return bounds("attestation", "to", "%s is before from", a.To.UTC().Format(time.RFC3339))
+	}
+	for c, e := range a.Evidence {
+		if !slices.Contains(Criteria(), c) {
+			return bounds("attestation", "evidence", "of %.20q, which is no criterion", string(c))
+		}
+		if !(e.Good >= 0 && e.Good <= maxWeight && e.Bad >= 0 && e.Bad <= maxWeight) { // so written, NaN is refused
+			return bounds("attestation", "evidence", "of %s is %v good, %v bad, want 0..%g", c, e.Good, e.Bad, maxWeight)
+		}
+	}
+	return nil
+}
+
+func (a *Attestation) toPB() *pb.Attestation {
 	m := &pb.Attestation{
-		Network: a.Network[:], Issuer: []byte(a.Issuer), Subject: []byte(a.Subject), Group: a.Group, From: a.From.UnixMilli(), To: a.To.UnixMilli(),
-		Jobs: a.Jobs, GpuSeconds: a.GPUSeconds, ReceiptsRoot: a.ReceiptsRoot[:], Seq: a.Seq, Expires: a.Expires.UnixMilli(),
+		Network: a.Network[:], Issuer: []byte(a.Issuer), Subject: []byte(a.Subject), Group: a.Group, From: unixMS(a.From), To: unixMS(a.To),
+		Jobs: a.Jobs, GpuSeconds: a.GPUSeconds, ReceiptsRoot: a.ReceiptsRoot[:], Seq: a.Seq, Expires: unixMS(a.Expires),
 	}
 	for _, c := range Criteria() {
 		if e, ok := a.Evidence[c]; ok {
 			m.Evidence = append(m.Evidence, &pb.CriterionEvidence{Criterion: string(c), Good: e.Good, Bad: e.Bad})
 		}
 	}
-	return nounAttestation.seal(key, m)
+	return m
 }
 
-// OpenAttestation verifies a signed attestation: its author is its Issuer, and it has not expired.
-func OpenAttestation(raw []byte, now time.Time) (a Attestation, err error) {
+// Seal validates the attestation and signs it with the rater's key.
+func (a *Attestation) Seal(key crypto.PrivKey) ([]byte, error) {
+	if err := a.Validate(); err != nil {
+		return nil, err
+	}
+	return nounAttestation.seal(key, a.Issuer, a.toPB())
+}
+
+// OpenAttestation verifies a signed attestation: its author is its Issuer, and it expires after now, by 30 days
+// and an hour of clock difference at most. Evidence of criteria that this version does not know is left out.
+func OpenAttestation(raw []byte, now time.Time) (Attestation, error) {
 	m := &pb.Attestation{}
 	signer, _, err := nounAttestation.open(raw, m)
 	if err != nil {
-		return a, err
+		return Attestation{}, err
 	}
+	if err := nounAttestation.author(signer, PeerID(m.GetIssuer())); err != nil {
+		return Attestation{}, err
+	}
+	a, err := attestationFromPB(m)
+	if err != nil {
+		return Attestation{}, err
+	}
+	if !now.Before(a.Expires) || a.Expires.Sub(now) > maxAttestLifetime+time.Hour {
+		return Attestation{}, bounds("attestation", "expires", "%s is past or too far ahead", a.Expires.UTC().Format(time.RFC3339))
+	}
+	return a, nil
+}
+
+func attestationFromPB(m *pb.Attestation) (a Attestation, err error) {
 	a = Attestation{
-		Group: m.GetGroup(), From: time.UnixMilli(m.GetFrom()), To: time.UnixMilli(m.GetTo()), Jobs: m.GetJobs(), GPUSeconds: m.GetGpuSeconds(),
-		Seq: m.GetSeq(), Expires: time.UnixMilli(m.GetExpires()), Evidence: map[Criterion]Evidence{},
+		Issuer: PeerID(m.GetIssuer()), Subject: PeerID(m.GetSubject()), Group: m.GetGroup(), From: fromMS(m.GetFrom()), To: fromMS(m.GetTo()),
+		Jobs: m.GetJobs(), GPUSeconds: m.GetGpuSeconds(), Seq: m.GetSeq(), Expires: fromMS(m.GetExpires()), Evidence: map[Criterion]Evidence{},
 	}
 	if a.Network, err = id16("network", m.GetNetwork()); err != nil {
 		return a, err
 	}
-	if a.Issuer, err = peerID("issuer", m.GetIssuer()); err != nil {
+	if a.ReceiptsRoot, err = hash32("attestation", "receipts_root", m.GetReceiptsRoot()); err != nil {
 		return a, err
-	}
-	if a.Subject, err = peerID("subject", m.GetSubject()); err != nil {
-		return a, err
-	}
-	if err = nounAttestation.author(signer, a.Issuer); err != nil {
-		return a, err
-	}
-	if len(m.GetReceiptsRoot()) != 32 {
-		return a, bounds("attestation", "receipts_root", "has %d bytes, want 32", len(m.GetReceiptsRoot()))
-	}
-	copy(a.ReceiptsRoot[:], m.GetReceiptsRoot())
-	if !now.Before(a.Expires) || a.Expires.Sub(now) > 31*24*time.Hour || a.To.Before(a.From) {
-		return a, bounds("attestation", "expires", "%s is past or too far ahead", a.Expires.UTC().Format(time.RFC3339))
-	}
-	if len(m.GetEvidence()) > len(Criteria()) {
-		return a, bounds("attestation", "evidence", "has %d entries, at most %d", len(m.GetEvidence()), len(Criteria()))
 	}
 	for _, e := range m.GetEvidence() {
-		if !(e.GetGood() >= 0 && e.GetBad() >= 0) || math.IsInf(e.GetGood()+e.GetBad(), 0) {
-			return a, bounds("attestation", "evidence", "of %.20q is %v good, %v bad", e.GetCriterion(), e.GetGood(), e.GetBad())
+		c := Criterion(e.GetCriterion())
+		if !slices.Contains(Criteria(), c) {
+			continue
 		}
-		a.Evidence[Criterion(e.GetCriterion())] = Evidence{e.GetGood(), e.GetBad()}
+		if _, twice := a.Evidence[c]; twice {
+			return a, bounds("attestation", "evidence", "has %s twice", c)
+		}
+		a.Evidence[c] = Evidence{e.GetGood(), e.GetBad()}
 	}
-	return a, nil
+	return a, a.Validate()
 }

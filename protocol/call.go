@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"fmt"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -116,6 +117,12 @@ const (
 	maxEnv     = 256
 	maxSlots   = 4096
 	maxCommand = 64 << 10
+	maxModels  = 64
+	maxWall    = 365 * 24 * time.Hour
+	maxTerms   = 256 << 10
+
+	// maxAsk bounds a price, in micro-USD per slot-hour: ten thousand dollars.
+	maxAsk = 10_000_000_000
 )
 
 // Validate names the first field out of bounds, with ErrBounds.
@@ -128,25 +135,45 @@ func (t *JobTerms) Validate() error {
 	default:
 		return bounds("job", "kind", "is %.20q, want map, gang, service or task", t.Kind)
 	}
+	switch t.MinIsolation {
+	case "", "dev", "shared", "strong", "confidential":
+	default: // a level that an old node does not know must not read as none
+		return bounds("job", "min_isolation", "is %.20q, want dev, shared, strong or confidential", t.MinIsolation)
+	}
 	if err := t.Run.validate(); err != nil {
 		return err
 	}
 	switch {
-	case t.Limits.Wall < 0 || t.Limits.Wall > 365*24*time.Hour:
-		return bounds("job", "limits.wall", "is %s", t.Limits.Wall)
+	case t.KeepOutputs != "" && t.KeepOutputs != "success" && t.KeepOutputs != "always":
+		return bounds("job", "keep_outputs", "is %.20q, want success or always", t.KeepOutputs)
+	case t.Limits.Wall < 0 || t.Limits.Wall > maxWall:
+		return bounds("job", "limits.wall", "is %s, want 0..%s", t.Limits.Wall, maxWall)
 	case t.Limits.Network != "" && t.Limits.Network != "none":
 		return bounds("job", "limits.network", "is %.20q, only none is offered", t.Limits.Network)
 	case len(t.Volumes) > maxVolumes:
 		return bounds("job", "volumes", "has %d entries, at most %d", len(t.Volumes), maxVolumes)
-	case len(t.GPUModels) > 64 || t.GPUCount > 64:
-		return bounds("job", "gpus", "%d models, %d devices, at most 64 each", len(t.GPUModels), t.GPUCount)
+	case len(t.GPUModels) > maxModels || t.GPUCount > 64:
+		return bounds("job", "gpus", "%d models, %d devices, at most %d and 64", len(t.GPUModels), t.GPUCount, maxModels)
+	}
+	for _, m := range t.GPUModels {
+		if m == "" || len(m) > maxName {
+			return bounds("job", "gpu_models", "%.40q has %d bytes, want 1..%d", m, len(m), maxName)
+		}
 	}
 	for i := range t.Volumes {
 		if err := t.Volumes[i].validate("job"); err != nil {
 			return err
 		}
+		for j := range i {
+			if t.Volumes[j].At == t.Volumes[i].At {
+				return bounds("job", "volume.at", "%.80q is taken by two volumes", t.Volumes[i].At)
+			}
+		}
 	}
-	return nil
+	if t.Origin.ID == "" && len(t.Origin.Addrs) == 0 {
+		return nil
+	}
+	return validHolder("job", "origin", &t.Origin)
 }
 
 func (r *Run) validate() error {
@@ -158,9 +185,15 @@ func (r *Run) validate() error {
 	}
 	for _, a := range r.Command {
 		size += len(a)
+		if strings.ContainsRune(a, 0) {
+			return bounds("job", "run.command", "has a zero byte in %.40q", a)
+		}
 	}
 	for k, v := range r.Env {
 		size += len(k) + len(v)
+		if k == "" || strings.ContainsAny(k, "=\x00") || strings.ContainsRune(v, 0) {
+			return bounds("job", "run.env", "%.40q is no name and value of a variable", k)
+		}
 	}
 	switch {
 	case set != 1:
@@ -179,14 +212,14 @@ func (t *JobTerms) toPB() *pb.JobTerms {
 		GpuModels: t.GPUModels, GpuCount: t.GPUCount,
 		Run: &pb.Run{ModuleCid: cidBytes(t.Run.Module), ModuleBytes: t.Run.ModuleBytes, Image: t.Run.Image, Host: t.Run.Host, Command: t.Run.Command, Env: t.Run.Env},
 		Limits: &pb.Limits{
-			MemoryBytes: t.Limits.MemoryBytes, DiskBytes: t.Limits.DiskBytes, WallMs: uint64(t.Limits.Wall.Milliseconds()), OutputBytes: t.Limits.OutputBytes,
+			MemoryBytes: t.Limits.MemoryBytes, DiskBytes: t.Limits.DiskBytes, WallMs: uint64(max(0, t.Limits.Wall.Milliseconds())), OutputBytes: t.Limits.OutputBytes,
 			OutputFiles: t.Limits.OutputFiles, LogBytes: t.Limits.LogBytes, CpuMilli: t.Limits.CPUMilli, Network: t.Limits.Network,
 		},
 	}
 	for i := range t.Volumes {
 		m.Volumes = append(m.Volumes, t.Volumes[i].toPB())
 	}
-	if t.Origin.ID != "" {
+	if t.Origin.ID != "" || len(t.Origin.Addrs) > 0 {
 		m.Origin = holderToPB(t.Origin)
 	}
 	return m
@@ -212,9 +245,6 @@ func termsFromPB(m *pb.JobTerms) (t JobTerms, err error) {
 		return t, bounds("job", "seed", "has %d bytes, want 32", len(m.GetSeed()))
 	}
 	copy(t.Seed[:], m.GetSeed())
-	if len(m.GetVolumes()) > maxVolumes {
-		return t, bounds("job", "volumes", "has %d entries, at most %d", len(m.GetVolumes()), maxVolumes)
-	}
 	for _, v := range m.GetVolumes() {
 		ref, err := volumeFromPB(v)
 		if err != nil {
@@ -227,12 +257,7 @@ func termsFromPB(m *pb.JobTerms) (t JobTerms, err error) {
 			return t, err
 		}
 	}
-	return t, t.Validate()
-}
-
-// millis turns milliseconds from the wire into a duration, without overflow.
-func millis(ms uint64) time.Duration {
-	return time.Duration(min(ms, 366*24*3600*1000)) * time.Millisecond
+	return t, nil
 }
 
 // Encode returns the protobuf bytes of the terms, for a journal or store.
@@ -246,31 +271,72 @@ func (t *JobTerms) Encode() ([]byte, error) {
 // DecodeJobTerms reads what Encode wrote.
 func DecodeJobTerms(b []byte) (JobTerms, error) {
 	m := &pb.JobTerms{}
-	if err := unmarshal("job terms", b, m); err != nil {
+	if err := decodeOwn("job terms", maxTerms, shapeTerms, b, m); err != nil {
 		return JobTerms{}, err
 	}
-	return termsFromPB(m)
+	t, err := termsFromPB(m)
+	if err == nil {
+		err = t.Validate()
+	}
+	if err != nil {
+		return JobTerms{}, err
+	}
+	return t, nil
 }
 
-// Seal signs the reservation with the bridge's key.
+// Validate names the first field out of bounds, with ErrBounds or ErrBadID.
+func (r *Reservation) Validate() error {
+	if err := validPeers("reservation", r.Bridge, r.Node); err != nil {
+		return err
+	}
+	if err := validMS("reservation", "not_after", r.NotAfter, true); err != nil {
+		return err
+	}
+	switch {
+	case r.Slots == 0 || r.Slots > maxSlots:
+		return bounds("reservation", "slots", "is %d, want 1..%d", r.Slots, maxSlots)
+	case r.Rate > maxAsk:
+		return bounds("reservation", "rate", "is %d micro-USD an hour, at most %d", r.Rate, uint64(maxAsk))
+	}
+	return r.Terms.Validate()
+}
+
+func (r *Reservation) toPB() *pb.Reservation {
+	return &pb.Reservation{
+		CallId: r.Call[:], Network: r.Network[:], Grant: r.Grant[:], Bridge: []byte(r.Bridge), Node: []byte(r.Node), NotAfter: unixMS(r.NotAfter),
+		Terms: r.Terms.toPB(), Slots: r.Slots, RateUusdPerHour: r.Rate,
+	}
+}
+
+// Seal validates the reservation and signs it with the bridge's key.
 func (r *Reservation) Seal(key crypto.PrivKey) ([]byte, error) {
-	if err := r.Terms.Validate(); err != nil {
+	if err := r.Validate(); err != nil {
 		return nil, err
 	}
-	return nounReservation.seal(key, &pb.Reservation{
-		CallId: r.Call[:], Network: r.Network[:], Grant: r.Grant[:], Bridge: []byte(r.Bridge), Node: []byte(r.Node), NotAfter: r.NotAfter.UnixMilli(),
-		Terms: r.Terms.toPB(), Slots: r.Slots, RateUusdPerHour: r.Rate,
-	})
+	return nounReservation.seal(key, r.Bridge, r.toPB())
 }
 
 // OpenReservation verifies a signed reservation: its author is its Bridge.
-func OpenReservation(raw []byte) (r Reservation, err error) {
+func OpenReservation(raw []byte) (Reservation, error) {
 	m := &pb.Reservation{}
 	signer, _, err := nounReservation.open(raw, m)
 	if err != nil {
-		return r, err
+		return Reservation{}, err
 	}
-	r = Reservation{NotAfter: time.UnixMilli(m.GetNotAfter()), Slots: m.GetSlots(), Rate: m.GetRateUusdPerHour()}
+	if err := nounReservation.author(signer, PeerID(m.GetBridge())); err != nil {
+		return Reservation{}, err
+	}
+	r, err := reservationFromPB(m)
+	if err != nil {
+		return Reservation{}, err
+	}
+	return r, nil
+}
+
+func reservationFromPB(m *pb.Reservation) (r Reservation, err error) {
+	r = Reservation{
+		Bridge: PeerID(m.GetBridge()), Node: PeerID(m.GetNode()), NotAfter: fromMS(m.GetNotAfter()), Slots: m.GetSlots(), Rate: m.GetRateUusdPerHour(),
+	}
 	if r.Call, err = id16("call", m.GetCallId()); err != nil {
 		return r, err
 	}
@@ -280,61 +346,73 @@ func OpenReservation(raw []byte) (r Reservation, err error) {
 	if r.Grant, err = grantID(m.GetGrant()); err != nil {
 		return r, err
 	}
-	if r.Bridge, err = peerID("bridge", m.GetBridge()); err != nil {
+	if r.Terms, err = termsFromPB(m.GetTerms()); err != nil {
 		return r, err
 	}
-	if r.Node, err = peerID("node", m.GetNode()); err != nil {
-		return r, err
-	}
-	if err = nounReservation.author(signer, r.Bridge); err != nil {
-		return r, err
-	}
-	if r.Slots == 0 || r.Slots > maxSlots {
-		return r, bounds("reservation", "slots", "is %d, want 1..%d", r.Slots, maxSlots)
-	}
-	r.Terms, err = termsFromPB(m.GetTerms())
-	return r, err
+	return r, r.Validate()
 }
 
-// Seal signs the offer with the node's key.
-func (o *Offer) Seal(key crypto.PrivKey) ([]byte, error) {
-	return nounOffer.seal(key, &pb.Offer{
+// Validate names the first field out of bounds, with ErrBounds or ErrBadID.
+func (o *Offer) Validate() error {
+	if err := validPeers("offer", o.Node, o.Bridge); err != nil {
+		return err
+	}
+	if err := validMS("offer", "expires", o.Expires, true); err != nil {
+		return err
+	}
+	switch {
+	case o.Slots == 0 || o.Slots > maxSlots:
+		return bounds("offer", "slots", "is %d, want 1..%d", o.Slots, maxSlots)
+	case o.Ask > maxAsk:
+		return bounds("offer", "ask", "is %d micro-USD an hour, at most %d", o.Ask, uint64(maxAsk))
+	}
+	return nil
+}
+
+func (o *Offer) toPB() *pb.Offer {
+	return &pb.Offer{
 		CallId: o.Call[:], JobId: o.Job[:], Node: []byte(o.Node), Bridge: []byte(o.Bridge), Slots: o.Slots, AskUusdPerHour: o.Ask,
-		Expires: o.Expires.UnixMilli(), DataBytesHeld: o.DataHeld,
-	})
+		Expires: unixMS(o.Expires), DataBytesHeld: o.DataHeld,
+	}
+}
+
+// Seal validates the offer and signs it with the node's key.
+func (o *Offer) Seal(key crypto.PrivKey) ([]byte, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	return nounOffer.seal(key, o.Node, o.toPB())
 }
 
 // OpenOffer verifies a signed offer: its author is its Node.
-func OpenOffer(raw []byte) (o Offer, err error) {
+func OpenOffer(raw []byte) (Offer, error) {
 	m := &pb.Offer{}
 	signer, _, err := nounOffer.open(raw, m)
 	if err != nil {
-		return o, err
+		return Offer{}, err
 	}
-	o = Offer{Slots: m.GetSlots(), Ask: m.GetAskUusdPerHour(), Expires: time.UnixMilli(m.GetExpires()), DataHeld: m.GetDataBytesHeld()}
+	if err := nounOffer.author(signer, PeerID(m.GetNode())); err != nil {
+		return Offer{}, err
+	}
+	o, err := offerFromPB(m)
+	if err != nil {
+		return Offer{}, err
+	}
+	return o, nil
+}
+
+func offerFromPB(m *pb.Offer) (o Offer, err error) {
+	o = Offer{
+		Node: PeerID(m.GetNode()), Bridge: PeerID(m.GetBridge()), Slots: m.GetSlots(), Ask: m.GetAskUusdPerHour(), Expires: fromMS(m.GetExpires()), DataHeld: m.GetDataBytesHeld(),
+	}
 	if o.Call, err = id16("call", m.GetCallId()); err != nil {
 		return o, err
 	}
 	if o.Job, err = id16("job", m.GetJobId()); err != nil {
 		return o, err
 	}
-	if o.Node, err = peerID("node", m.GetNode()); err != nil {
-		return o, err
-	}
-	if o.Bridge, err = peerID("bridge", m.GetBridge()); err != nil {
-		return o, err
-	}
-	if o.Slots == 0 || o.Slots > maxSlots {
-		return o, bounds("offer", "slots", "is %d, want 1..%d", o.Slots, maxSlots)
-	}
-	if o.Ask > maxAsk {
-		return o, bounds("offer", "ask", "is %d micro-USD an hour, at most %d", o.Ask, uint64(maxAsk))
-	}
-	return o, nounOffer.author(signer, o.Node)
+	return o, o.Validate()
 }
-
-// maxAsk bounds a price, in micro-USD per slot-hour: ten thousand dollars.
-const maxAsk = 10_000_000_000
 
 func grantID(b []byte) (GrantID, error) {
 	if len(b) != 32 {

@@ -1,7 +1,6 @@
 package protocol
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
-	"github.com/libp2p/go-libp2p/core/peer"
 
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
@@ -146,46 +144,42 @@ func (g *Grant) toPB() *pb.Grant {
 	return m
 }
 
-// Seal fills in a nonce if there is none, sorts the sets, sets ID and signs with the issuer's key.
+// Seal fills in a nonce if there is none, sorts the sets, cuts the window to whole seconds, sets ID and signs
+// with the issuer's key.
 func (g *Grant) Seal(key crypto.PrivKey) ([]byte, error) {
-	if id, err := peer.IDFromPrivateKey(key); err != nil || id != g.Issuer {
-		return nil, fmt.Errorf("%w: grant of %s", ErrAuthor, g.Issuer)
-	}
 	if g.Nonce == ([16]byte{}) {
 		_, _ = rand.Read(g.Nonce[:])
 	}
-	for _, s := range []*[]string{&g.Abilities, &g.Limits.GPUModels, &g.Limits.EgressHosts, &g.Limits.Volumes, &g.Limits.Regions, &g.Limits.JobKinds} {
-		*s = slices.Clone(*s)
-		slices.Sort(*s)
+	g.NotBefore, g.NotAfter = g.NotBefore.Truncate(time.Second), g.NotAfter.Truncate(time.Second)
+	for _, s := range append(g.Limits.sets(), namedSet{"abilities", &g.Abilities}) {
+		*s.set = slices.Clone(*s.set)
+		slices.Sort(*s.set)
+	}
+	if err := g.Validate(); err != nil {
+		return nil, err
 	}
 	payload, err := marshal(g.toPB())
 	if err != nil {
 		return nil, err
 	}
-	if _, err := decodeGrant(payload); err != nil {
-		return nil, err
-	}
 	g.ID = sha256.Sum256(payload)
-	return nounGrant.sealBytes(key, payload)
+	return nounGrant.sealBytes(key, g.Issuer, payload)
 }
 
 // decodeGrant reads a payload and refuses every form but the canonical one: a limit that an old verifier does
 // not know would otherwise widen.
 func decodeGrant(payload []byte) (g Grant, err error) {
 	m := &pb.Grant{}
-	if err := unmarshal("grant", payload, m); err != nil {
+	if err := nounGrant.decode(payload, m); err != nil {
 		return g, err
-	}
-	if again, err := marshal(m); err != nil || !bytes.Equal(again, payload) || len(m.ProtoReflect().GetUnknown()) > 0 || len(m.GetLimits().ProtoReflect().GetUnknown()) > 0 {
-		return g, fmt.Errorf("%w: grant is not in canonical form or has unknown fields", ErrMalformed)
 	}
 	l := m.GetLimits()
 	if l == nil {
 		l = &pb.GrantLimits{}
 	}
 	g = Grant{
-		ID: sha256.Sum256(payload), Abilities: m.GetAbilities(), NotBefore: time.Unix(m.GetNotBefore(), 0), NotAfter: time.Unix(m.GetNotAfter(), 0),
-		Epoch: m.GetIssuerEpoch(), Delegations: m.GetDelegations(),
+		ID: sha256.Sum256(payload), Issuer: PeerID(m.GetIssuer()), Audience: PeerID(m.GetAudience()), Abilities: m.GetAbilities(),
+		NotBefore: time.Unix(m.GetNotBefore(), 0), NotAfter: time.Unix(m.GetNotAfter(), 0), Epoch: m.GetIssuerEpoch(), Delegations: m.GetDelegations(),
 		Limits: GrantLimits{
 			MaxGPUs: l.MaxGpus, GPUSeconds: l.GpuSeconds, GPUModels: l.GpuModels, MinIsolation: l.MinIsolation, Egress: l.Egress, EgressHosts: l.EgressHosts,
 			MaxWallS: l.MaxWallS, Volumes: l.Volumes, Regions: l.Regions, MaxPrice: l.MaxPrice, MaxChunks: l.MaxChunks, JobKinds: l.JobKinds,
@@ -197,12 +191,6 @@ func decodeGrant(payload []byte) (g Grant, err error) {
 	if g.Network, err = id16("network", m.GetNetwork()); err != nil {
 		return g, err
 	}
-	if g.Issuer, err = peerID("issuer", m.GetIssuer()); err != nil {
-		return g, err
-	}
-	if g.Audience, err = peerID("audience", m.GetAudience()); err != nil {
-		return g, err
-	}
 	if len(m.GetParent()) > 0 {
 		if g.Parent, err = grantID(m.GetParent()); err != nil {
 			return g, err
@@ -211,23 +199,37 @@ func decodeGrant(payload []byte) (g Grant, err error) {
 	if g.Nonce, err = id16("nonce", m.GetNonce()); err != nil {
 		return g, err
 	}
-	return g, g.check()
+	if m.GetNotBefore() < 0 || m.GetNotAfter() > maxMS/1000 { // before they are compared: far ones wrap around
+		return g, bounds("grant", "not_after", "%d..%d are no times of the years 1970 to 9999", m.GetNotBefore(), m.GetNotAfter())
+	}
+	if !canonical(g.toPB(), payload) {
+		return g, fmt.Errorf("%w: grant is not in canonical form or has unknown fields", ErrMalformed)
+	}
+	return g, g.Validate()
 }
 
-func (g *Grant) check() error {
-	for _, s := range []struct {
-		field string
-		set   []string
-	}{
-		{"abilities", g.Abilities}, {"gpu_models", g.Limits.GPUModels}, {"egress_hosts", g.Limits.EgressHosts}, {"volumes", g.Limits.Volumes},
-		{"regions", g.Limits.Regions}, {"job_kinds", g.Limits.JobKinds},
-	} {
-		if len(s.set) > maxSet {
-			return bounds("grant", s.field, "has %d values, at most %d", len(s.set), maxSet)
+// namedSet is a set of texts in a grant.
+type namedSet struct {
+	field string
+	set   *[]string
+}
+
+func (l *GrantLimits) sets() []namedSet {
+	return []namedSet{{"gpu_models", &l.GPUModels}, {"egress_hosts", &l.EgressHosts}, {"volumes", &l.Volumes}, {"regions", &l.Regions}, {"job_kinds", &l.JobKinds}}
+}
+
+// Validate names the first field out of bounds, with ErrBounds or ErrBadID.
+func (g *Grant) Validate() error {
+	if err := validPeers("grant", g.Issuer, g.Audience); err != nil {
+		return err
+	}
+	for _, s := range append(g.Limits.sets(), namedSet{"abilities", &g.Abilities}) {
+		if len(*s.set) > maxSet {
+			return bounds("grant", s.field, "has %d values, at most %d", len(*s.set), maxSet)
 		}
-		for i, v := range s.set {
-			if v == "" || len(v) > maxSetValue || i > 0 && s.set[i-1] >= v {
-				return bounds("grant", s.field, "value %.64q is empty, longer than %d, or out of order", v, maxSetValue)
+		for i, v := range *s.set {
+			if v == "" || len(v) > maxSetValue || !printable(v) || i > 0 && (*s.set)[i-1] >= v {
+				return bounds("grant", s.field, "value %.64q is empty, longer than %d, unprintable, or out of order", v, maxSetValue)
 			}
 		}
 	}
@@ -236,13 +238,19 @@ func (g *Grant) check() error {
 			return bounds("grant", "abilities", "%.64q is not known", a)
 		}
 	}
-	switch {
+	switch l := &g.Limits; {
 	case len(g.Abilities) == 0:
 		return bounds("grant", "abilities", "is empty")
+	case g.NotBefore.Unix() < 0 || g.NotAfter.Unix() > maxMS/1000:
+		return bounds("grant", "not_after", "%s..%s are no times of the years 1970 to 9999", g.NotBefore.UTC().Format(time.RFC3339), g.NotAfter.UTC().Format(time.RFC3339))
 	case !g.NotAfter.After(g.NotBefore) || g.NotAfter.Sub(g.NotBefore) > maxGrantYears:
-		return bounds("grant", "not_after", "%s does not follow not_before %s", g.NotAfter.UTC().Format(time.RFC3339), g.NotBefore.UTC().Format(time.RFC3339))
+		return bounds("grant", "not_after", "%s does not follow not_before %s within 10 years", g.NotAfter.UTC().Format(time.RFC3339), g.NotBefore.UTC().Format(time.RFC3339))
 	case g.Delegations >= maxLinks:
 		return bounds("grant", "delegations", "is %d, at most %d", g.Delegations, maxLinks-1)
+	case l.MinIsolation != nil && (*l.MinIsolation < 1 || *l.MinIsolation > 4):
+		return bounds("grant", "limits.min_isolation", "is %d, want 1..4", *l.MinIsolation)
+	case l.Egress != nil && *l.Egress > 2:
+		return bounds("grant", "limits.egress", "is %d, want 0..2", *l.Egress)
 	}
 	return nil
 }
@@ -285,78 +293,101 @@ type GrantCheck struct {
 }
 
 // VerifyChain checks a chain of signed grants, root's first, cheap checks before signatures (trust.md 2). The
-// error is an *AuthError.
+// error is an *AuthError; of several that hold, it is the first of the first link that has one, and signatures
+// come last.
 func VerifyChain(links [][]byte, c GrantCheck) (Rights, error) {
-	fail := func(code AuthCode, link int, format string, args ...any) (Rights, error) {
-		return Rights{}, &AuthError{code, link, fmt.Sprintf(format, args...)}
-	}
 	size := 0
 	for i, l := range links {
 		if size += len(l); len(l) > MaxGrantLink {
-			return fail(AuthTooLarge, i, "%d bytes, at most %d", len(l), MaxGrantLink)
+			return Rights{}, refused(AuthTooLarge, i, "%d bytes, at most %d", len(l), MaxGrantLink)
 		}
 	}
 	if len(links) == 0 || len(links) > maxLinks || size > MaxGrantChain {
-		return fail(AuthTooLarge, -1, "a chain of %d links and %d bytes, want 1..%d links of at most %d bytes", len(links), size, maxLinks, MaxGrantChain)
+		return Rights{}, refused(AuthTooLarge, -1, "a chain of %d links and %d bytes, want 1..%d links of at most %d bytes", len(links), size, maxLinks, MaxGrantChain)
 	}
 	var r Rights
 	var prev *Grant
+	envs := make([]envelope, len(links))
 	for i, raw := range links {
-		signer, payload, err := nounGrant.openBytes(raw)
-		if errors.Is(err, ErrSignature) {
-			return fail(AuthSignature, i, "%s", err)
+		var err error
+		if envs[i], err = nounGrant.parse(raw); errors.Is(err, ErrSignature) {
+			return Rights{}, refused(AuthSignature, i, "%s", err)
 		} else if err != nil {
-			return fail(AuthMalformed, i, "%s", err)
+			return Rights{}, refused(AuthMalformed, i, "%s", err)
 		}
-		g, err := decodeGrant(payload)
+		g, err := decodeGrant(envs[i].payload)
 		if err != nil {
-			return fail(AuthMalformed, i, "%s", err)
+			return Rights{}, refused(AuthMalformed, i, "%s", err)
 		}
-		if signer != g.Issuer {
-			return fail(AuthSignature, i, "signed by %s, issued by %s", signer, g.Issuer)
+		if envs[i].signer != g.Issuer {
+			return Rights{}, refused(AuthSignature, i, "signed by %s, issued by %s", envs[i].signer, g.Issuer)
 		}
-		if code, text := g.follow(prev, &c); code != "" {
-			return fail(code, i, "%s", text)
+		if code, text := g.follow(prev, &r.Limits, &c); code != "" {
+			return Rights{}, refused(code, i, "%s", text)
 		}
 		r.meet(&g, i == 0)
 		prev = &g
 	}
 	if prev.Audience != c.Audience {
-		return fail(AuthAudience, len(links)-1, "it is for %s, presented by %s", prev.Audience, c.Audience)
+		return Rights{}, refused(AuthAudience, len(links)-1, "it is for %s, presented by %s", prev.Audience, c.Audience)
+	}
+	for i := range envs {
+		if err := nounGrant.verify(&envs[i]); err != nil {
+			return Rights{}, refused(AuthSignature, i, "%s", err)
+		}
 	}
 	return r, nil
 }
 
-// follow checks a link against the one before it and the verifier's knowledge.
-func (g *Grant) follow(prev *Grant, c *GrantCheck) (AuthCode, string) {
+func refused(code AuthCode, link int, format string, args ...any) error {
+	return &AuthError{code, link, fmt.Sprintf(format, args...)}
+}
+
+// follow checks a link against the one before it, what all before it allow together, and the verifier's
+// knowledge. Limits are held against the meet of all: a link in between may have left one out, which inherits it.
+func (g *Grant) follow(prev *Grant, so *GrantLimits, c *GrantCheck) (AuthCode, string) {
 	switch {
 	case g.Network != c.Network:
 		return AuthNetwork, fmt.Sprintf("it counts in network %s, this is %s", g.Network, c.Network)
+	case prev == nil && g.Parent != (GrantID{}):
+		return AuthLinkage, "the first link names a parent"
+	case prev != nil && (g.Parent != prev.ID || g.Issuer != prev.Audience):
+		return AuthLinkage, "it does not follow from the link before it"
 	case c.Now.Add(grantSkew).Before(g.NotBefore):
 		return AuthWindow, "it begins at " + g.NotBefore.UTC().Format(time.RFC3339)
 	case !c.Now.Before(g.NotAfter.Add(grantSkew)):
 		return AuthWindow, "it ended at " + g.NotAfter.UTC().Format(time.RFC3339)
+	}
+	if prev != nil {
+		if field := g.widens(prev, so); field != "" {
+			return AuthWidened, field + " allows more than the links before it"
+		}
+	}
+	switch {
+	case prev == nil && (c.IsRoot == nil || !c.IsRoot(g.Issuer)):
+		return AuthRoot, fmt.Sprintf("%s is no root of the network", g.Issuer)
 	case c.Revoked != nil && c.Revoked(g):
 		return AuthRevoked, "it was revoked"
-	case prev == nil && g.Parent != (GrantID{}):
-		return AuthLinkage, "the first link names a parent"
-	case prev == nil && !c.IsRoot(g.Issuer):
-		return AuthRoot, fmt.Sprintf("%s is no root of the network", g.Issuer)
-	case prev == nil:
-		return "", ""
-	case g.Parent != prev.ID || g.Issuer != prev.Audience:
-		return AuthLinkage, "it does not follow from the link before it"
-	case prev.Delegations == 0 || g.Delegations >= prev.Delegations:
-		return AuthWidened, "delegations"
-	case g.NotBefore.Before(prev.NotBefore) || g.NotAfter.After(prev.NotAfter):
-		return AuthWidened, "its window leaves its parent's"
-	case !subset(g.Abilities, prev.Abilities):
-		return AuthWidened, "abilities"
-	}
-	if field := widened(&g.Limits, &prev.Limits); field != "" {
-		return AuthWidened, "limits." + field
 	}
 	return "", ""
+}
+
+// widens names the first field that allows more than the link before and the limits of all before.
+func (g *Grant) widens(prev *Grant, so *GrantLimits) string {
+	switch {
+	case prev.Delegations == 0 || g.Delegations >= prev.Delegations:
+		return "delegations"
+	case g.NotBefore.Before(prev.NotBefore):
+		return "not_before"
+	case g.NotAfter.After(prev.NotAfter):
+		return "not_after"
+	case !subset(g.Abilities, prev.Abilities):
+		return "abilities"
+	}
+	if field := widened(&g.Limits, so); field != "" {
+		return "limits." + field
+	}
+	return ""
 }
 
 func subset(a, b []string) bool {
@@ -368,14 +399,14 @@ func subset(a, b []string) bool {
 	return true
 }
 
-// widened names the first limit that allows more than the parent's; absent inherits and so never widens.
+// widened names the first limit that allows more than p; absent inherits and so never widens.
 func widened(l, p *GrantLimits) string {
 	switch {
 	case above(l.MaxGPUs, p.MaxGPUs):
 		return "max_gpus"
 	case above(l.GPUSeconds, p.GPUSeconds):
 		return "gpu_seconds"
-	case above(p.MinIsolation, l.MinIsolation) && l.MinIsolation != nil:
+	case above(p.MinIsolation, l.MinIsolation):
 		return "min_isolation"
 	case above(l.Egress, p.Egress):
 		return "egress"
@@ -386,15 +417,10 @@ func widened(l, p *GrantLimits) string {
 	case above(l.MaxChunks, p.MaxChunks):
 		return "max_chunks"
 	}
-	for _, s := range []struct {
-		name string
-		l, p []string
-	}{
-		{"gpu_models", l.GPUModels, p.GPUModels}, {"egress_hosts", l.EgressHosts, p.EgressHosts}, {"volumes", l.Volumes, p.Volumes},
-		{"regions", l.Regions, p.Regions}, {"job_kinds", l.JobKinds, p.JobKinds},
-	} {
-		if len(s.p) > 0 && !subset(s.l, s.p) {
-			return s.name
+	parents := p.sets()
+	for i, s := range l.sets() {
+		if all := *parents[i].set; len(all) > 0 && !subset(*s.set, all) {
+			return s.field
 		}
 	}
 	return ""
@@ -402,39 +428,44 @@ func widened(l, p *GrantLimits) string {
 
 func above[T cmp.Ordered](a, b *T) bool { return a != nil && b != nil && *a > *b }
 
-// meet narrows the rights by a link.
+// meet narrows the rights by a link that does not widen them: what it says replaces what was, what it leaves out
+// stays.
 func (r *Rights) meet(g *Grant, first bool) {
 	r.Grant, r.Holder, r.Abilities = g.ID, g.Audience, g.Abilities
 	r.Chain = append(r.Chain, g.ID)
-	l := &r.Limits
-	if first {
-		r.Root, r.Expires, *l = g.Issuer, g.NotAfter, g.Limits
-		return
-	}
-	if g.NotAfter.Before(r.Expires) {
+	if first || g.NotAfter.Before(r.Expires) {
 		r.Expires = g.NotAfter
 	}
-	l.MaxGPUs, l.MaxWallS, l.MaxChunks = cmp.Or(g.Limits.MaxGPUs, l.MaxGPUs), cmp.Or(g.Limits.MaxWallS, l.MaxWallS), cmp.Or(g.Limits.MaxChunks, l.MaxChunks)
-	l.GPUSeconds, l.MaxPrice = cmp.Or(g.Limits.GPUSeconds, l.GPUSeconds), cmp.Or(g.Limits.MaxPrice, l.MaxPrice)
-	l.MinIsolation, l.Egress = cmp.Or(g.Limits.MinIsolation, l.MinIsolation), cmp.Or(g.Limits.Egress, l.Egress)
-	for _, s := range []struct{ to, from *[]string }{
-		{&l.GPUModels, &g.Limits.GPUModels}, {&l.EgressHosts, &g.Limits.EgressHosts}, {&l.Volumes, &g.Limits.Volumes}, {&l.Regions, &g.Limits.Regions}, {&l.JobKinds, &g.Limits.JobKinds},
-	} {
-		if len(*s.from) > 0 {
-			*s.to = *s.from
+	if first {
+		r.Root = g.Issuer
+	}
+	to, from := &r.Limits, &g.Limits
+	to.MaxGPUs, to.MaxWallS, to.MaxChunks = cmp.Or(from.MaxGPUs, to.MaxGPUs), cmp.Or(from.MaxWallS, to.MaxWallS), cmp.Or(from.MaxChunks, to.MaxChunks)
+	to.GPUSeconds, to.MaxPrice = cmp.Or(from.GPUSeconds, to.GPUSeconds), cmp.Or(from.MaxPrice, to.MaxPrice)
+	to.MinIsolation, to.Egress = cmp.Or(from.MinIsolation, to.MinIsolation), cmp.Or(from.Egress, to.Egress)
+	sets := to.sets()
+	for i, s := range from.sets() {
+		if len(*s.set) > 0 {
+			*sets[i].set = *s.set
 		}
 	}
 }
 
 // ParseGrant opens one signed link for inspection, checking signature and form but no chain.
 func ParseGrant(raw []byte) (Grant, error) {
-	signer, payload, err := nounGrant.openBytes(raw)
+	e, err := nounGrant.parse(raw)
 	if err != nil {
 		return Grant{}, err
 	}
-	g, err := decodeGrant(payload)
-	if err != nil {
-		return g, err
+	if err := nounGrant.verify(&e); err != nil {
+		return Grant{}, err
 	}
-	return g, nounGrant.author(signer, g.Issuer)
+	g, err := decodeGrant(e.payload)
+	if err == nil {
+		err = nounGrant.author(e.signer, g.Issuer)
+	}
+	if err != nil {
+		return Grant{}, err
+	}
+	return g, nil
 }

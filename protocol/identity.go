@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
@@ -15,7 +16,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
@@ -32,9 +32,12 @@ var (
 const InvitationPrefix = "gridbeam:"
 
 const (
-	maxRoots      = 16
-	maxBootstrap  = 16
-	maxInvitation = 16 << 10
+	maxRoots          = 16
+	maxBootstrap      = 16
+	maxInvited        = 4 // addresses in an invitation
+	maxAddrText       = 512
+	maxInvitation     = 32 << 10 // letters; a full network file has 16 KiB
+	invitationSumSize = 4
 )
 
 // NetworkFile names a network and who may vouch in it (trust.md 1).
@@ -72,8 +75,37 @@ func NewNetwork(name string, root crypto.PrivKey, bootstrap []multiaddr.Multiadd
 	return ParseNetworkFile(n.raw)
 }
 
+// Validate names the first field out of bounds, with ErrBounds or ErrBadID. It looks at no signature.
+func (n *NetworkFile) Validate() error {
+	switch {
+	case n.Version == 0:
+		return bounds("network file", "version", "is 0")
+	case n.Version > 1 && n.ID == NetworkID{}:
+		return bounds("network file", "id", "is missing in version %d", n.Version)
+	case len(n.Name) > maxName || !printable(n.Name):
+		return bounds("network file", "name", "has %d bytes or cannot be printed, at most %d", len(n.Name), maxName)
+	case len(n.Roots) == 0 || len(n.Roots) > maxRoots:
+		return bounds("network file", "roots", "has %d entries, want 1..%d", len(n.Roots), maxRoots)
+	case n.Threshold == 0 || int64(n.Threshold) > int64(len(n.Roots)):
+		return bounds("network file", "threshold", "is %d of %d roots", n.Threshold, len(n.Roots))
+	case len(n.Bootstrap) > maxBootstrap:
+		return bounds("network file", "bootstrap", "has %d entries, at most %d", len(n.Bootstrap), maxBootstrap)
+	case n.Admission != "open" && n.Admission != "granted":
+		return bounds("network file", "admission", "is %.20q, want open or granted", n.Admission)
+	}
+	for i, r := range n.Roots {
+		if slices.Contains(n.Roots[:i], r) {
+			return bounds("network file", "roots", "names %s twice", r)
+		}
+	}
+	if err := validMS("network file", "created", n.Created, false); err != nil {
+		return err
+	}
+	return validPeers("network file", n.Roots...)
+}
+
 func (n *NetworkFile) toPB() *pb.NetworkFile {
-	m := &pb.NetworkFile{Format: 1, Version: n.Version, Name: n.Name, Threshold: n.Threshold, Admission: n.Admission, Created: n.Created.UnixMilli()}
+	m := &pb.NetworkFile{Format: 1, Version: n.Version, Name: n.Name, Threshold: n.Threshold, Admission: n.Admission, Created: unixMS(n.Created)}
 	if n.Version > 1 {
 		m.Id = n.ID[:]
 	}
@@ -86,111 +118,181 @@ func (n *NetworkFile) toPB() *pb.NetworkFile {
 	return m
 }
 
-// Sign encodes the file and signs it with one root's key, replacing earlier signatures.
+// Sign adds a root's signature to the file, or makes its first. Signatures over other content, from before a
+// field was changed, go; so does an older one of the same root. A root of the version before may sign too, which
+// Succeeds asks for. The file is whole once its Threshold of roots has signed, see ParseNetworkFile.
 func (n *NetworkFile) Sign(root crypto.PrivKey) error {
-	payload, err := marshal(n.toPB())
-	if err != nil {
+	if err := n.Validate(); err != nil {
 		return err
 	}
 	id, err := peer.IDFromPrivateKey(root)
 	if err != nil {
 		return fmt.Errorf("deriving the root's peer ID: %w", err)
 	}
+	if err := signsFor("network file", root, id); err != nil {
+		return err
+	}
+	if n.Version == 1 && !n.IsRoot(id) {
+		return fmt.Errorf("%w: %s is no root of it", ErrAuthor, id)
+	}
+	payload, err := marshal(n.toPB())
+	if err != nil {
+		return err
+	}
 	sig, err := root.Sign(networkSigned(payload))
 	if err != nil {
 		return fmt.Errorf("signing the network file: %w", err)
 	}
-	n.raw, err = marshal(&pb.SignedNetworkFile{Payload: payload, Signatures: []*pb.RootSignature{{Root: []byte(id), Signature: sig}}})
-	return err
+	s := &pb.SignedNetworkFile{}
+	if old := (&pb.SignedNetworkFile{}); unmarshal("network file", n.raw, old) == nil && bytes.Equal(old.GetPayload(), payload) {
+		s.Signatures = slices.DeleteFunc(old.GetSignatures(), func(x *pb.RootSignature) bool { return PeerID(x.GetRoot()) == id })
+	}
+	s.Payload, s.Signatures = payload, append(s.Signatures, &pb.RootSignature{Root: []byte(id), Signature: sig})
+	if len(s.Signatures) > 2*maxRoots {
+		return bounds("network file", "signatures", "has %d entries, at most %d", len(s.Signatures), 2*maxRoots)
+	}
+	raw, err := marshal(s)
+	if err != nil {
+		return err
+	}
+	if len(raw) > nounNetworkFile.max {
+		return fmt.Errorf("%w: network file of %d bytes, at most %d", ErrTooLarge, len(raw), nounNetworkFile.max)
+	}
+	n.raw = raw
+	if n.Version == 1 {
+		n.ID = networkID(payload)
+	}
+	return nil
+}
+
+func networkID(version1 []byte) NetworkID {
+	sum := sha256.Sum256(version1)
+	return NetworkID(sum[:16])
 }
 
 // networkSigned is what a root signs: domain and payload, each with its length.
 func networkSigned(payload []byte) []byte {
-	b := protowire.AppendBytes(nil, []byte(nounNetworkFile.domain()))
+	b := protowire.AppendString(nil, nounNetworkFile.domain())
 	return protowire.AppendBytes(b, payload)
 }
 
 // Bytes returns the signed file.
 func (n *NetworkFile) Bytes() []byte { return bytes.Clone(n.raw) }
 
-// ParseNetworkFile verifies a signed network file: the threshold of its own roots has signed it.
-func ParseNetworkFile(raw []byte) (n NetworkFile, err error) {
-	if len(raw) > nounNetworkFile.max {
-		return n, fmt.Errorf("%w: network file of %d bytes, at most %d", ErrTooLarge, len(raw), nounNetworkFile.max)
+// ParseNetworkFile verifies a signed network file: the threshold of its own roots has signed it. That makes a
+// version 1 the network that its ID names. A later version proves by itself only that its roots stand behind it:
+// who knows the version before has to ask Succeeds too.
+func ParseNetworkFile(raw []byte) (NetworkFile, error) {
+	n, s, err := readNetworkFile(raw)
+	if err != nil {
+		return NetworkFile{}, err
 	}
-	s, m := &pb.SignedNetworkFile{}, &pb.NetworkFile{}
-	if err := unmarshal("network file", raw, s); err != nil {
-		return n, err
+	if err := s.signedBy(n.Roots, n.Threshold); err != nil {
+		return NetworkFile{}, err
 	}
-	if err := unmarshal("network file", s.GetPayload(), m); err != nil {
-		return n, err
-	}
-	n = NetworkFile{
-		Version: m.GetVersion(), Name: m.GetName(), Threshold: m.GetThreshold(), Admission: m.GetAdmission(), Created: time.UnixMilli(m.GetCreated()), raw: bytes.Clone(raw),
-	}
-	switch {
-	case m.GetFormat() != 1:
-		return n, bounds("network file", "format", "is %d, want 1", m.GetFormat())
-	case n.Version == 0:
-		return n, bounds("network file", "version", "is 0")
-	case len(n.Name) > maxName:
-		return n, bounds("network file", "name", "has %d bytes, at most %d", len(n.Name), maxName)
-	case len(m.GetRoots()) == 0 || len(m.GetRoots()) > maxRoots:
-		return n, bounds("network file", "roots", "has %d entries, want 1..%d", len(m.GetRoots()), maxRoots)
-	case n.Threshold == 0 || int(n.Threshold) > len(m.GetRoots()):
-		return n, bounds("network file", "threshold", "is %d of %d roots", n.Threshold, len(m.GetRoots()))
-	case len(m.GetBootstrap()) > maxBootstrap:
-		return n, bounds("network file", "bootstrap", "has %d entries, at most %d", len(m.GetBootstrap()), maxBootstrap)
-	case n.Admission != "open" && n.Admission != "granted":
-		return n, bounds("network file", "admission", "is %.20q, want open or granted", n.Admission)
-	}
-	if n.Version == 1 {
-		sum := sha256.Sum256(s.GetPayload())
-		n.ID = NetworkID(sum[:16])
-	} else if n.ID, err = id16("network", m.GetId()); err != nil {
-		return n, err
-	}
-	for _, b := range m.GetRoots() {
-		r, err := peerID("root", b)
-		if err != nil {
-			return n, err
-		}
-		if slices.Contains(n.Roots, r) {
-			return n, bounds("network file", "roots", "names %s twice", r)
-		}
-		n.Roots = append(n.Roots, r)
-	}
-	for _, t := range m.GetBootstrap() {
-		a, err := multiaddr.NewMultiaddr(t)
-		if err != nil {
-			return n, fmt.Errorf("%w: network file.bootstrap %.80q: %w", ErrBounds, t, err)
-		}
-		n.Bootstrap = append(n.Bootstrap, a)
-	}
-	return n, n.verify(s)
+	return n, nil
 }
 
-func (n *NetworkFile) verify(s *pb.SignedNetworkFile) error {
-	signed := networkSigned(s.GetPayload())
-	good := map[PeerID]bool{}
-	for i, sig := range s.GetSignatures() {
-		if i >= maxRoots {
-			break
+// ReadNetworkFile reads a network file that not all roots have signed yet, so that the next one can Sign it.
+// It believes nothing.
+func ReadNetworkFile(raw []byte) (NetworkFile, error) {
+	n, _, err := readNetworkFile(raw)
+	if err != nil {
+		return NetworkFile{}, err
+	}
+	return n, nil
+}
+
+// signedFile is a network file's payload and who claims to have signed it.
+type signedFile struct{ *pb.SignedNetworkFile }
+
+func readNetworkFile(raw []byte) (n NetworkFile, s signedFile, err error) {
+	if len(raw) > nounNetworkFile.max {
+		return n, s, fmt.Errorf("%w: network file of %d bytes, at most %d", ErrTooLarge, len(raw), nounNetworkFile.max)
+	}
+	s, m := signedFile{&pb.SignedNetworkFile{}}, &pb.NetworkFile{}
+	if err := shapeSignedFile.check("network file", raw); err != nil {
+		return n, s, err
+	}
+	if err := unmarshal("network file", raw, s); err != nil {
+		return n, s, err
+	}
+	if err := nounNetworkFile.decode(s.GetPayload(), m); err != nil {
+		return n, s, err
+	}
+	if m.GetFormat() != 1 {
+		return n, s, bounds("network file", "format", "is %d, want 1", m.GetFormat())
+	}
+	n = NetworkFile{
+		Version: m.GetVersion(), Name: m.GetName(), Threshold: m.GetThreshold(), Admission: m.GetAdmission(), Created: fromMS(m.GetCreated()), raw: bytes.Clone(raw),
+	}
+	if n.Version == 1 {
+		n.ID = networkID(s.GetPayload())
+	} else if n.ID, err = id16("network", m.GetId()); err != nil {
+		return n, s, err
+	}
+	for _, b := range m.GetRoots() {
+		n.Roots = append(n.Roots, PeerID(b))
+	}
+	if n.Bootstrap, err = addrsOf(m.GetBootstrap()); err != nil {
+		return n, s, fmt.Errorf("network file.bootstrap: %w", err)
+	}
+	if err := n.Validate(); err != nil {
+		return n, s, err
+	}
+	if !canonical(n.toPB(), s.GetPayload()) {
+		return n, s, fmt.Errorf("%w: network file is not in canonical form or has unknown fields", ErrMalformed)
+	}
+	return n, s, nil
+}
+
+func addrsOf(texts []string) (out []multiaddr.Multiaddr, err error) {
+	for _, t := range texts {
+		if len(t) > maxAddrText {
+			return nil, fmt.Errorf("%w: an address of %d bytes, at most %d", ErrBounds, len(t), maxAddrText)
 		}
-		id, err := peerID("root", sig.GetRoot())
-		if err != nil || !slices.Contains(n.Roots, id) {
+		a, err := multiaddr.NewMultiaddr(t)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %.80q is no multiaddress: %w", ErrBounds, t, err)
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+// signedBy returns ErrNetwork unless k of the roots have signed the payload.
+func (s signedFile) signedBy(roots []PeerID, k uint32) error {
+	signed, good := networkSigned(s.GetPayload()), map[PeerID]bool{}
+	for _, sig := range s.GetSignatures() {
+		id := PeerID(sig.GetRoot())
+		if !slices.Contains(roots, id) || validPeers("network file", id) != nil || len(sig.GetSignature()) != ed25519.SignatureSize {
 			continue
 		}
-		key, err := id.ExtractPublicKey()
-		if err != nil || key.Type() != crypto.Ed25519 {
-			continue
-		}
-		if ok, err := key.Verify(signed, sig.GetSignature()); err == nil && ok {
+		if ed25519.Verify(ed25519.PublicKey(id[len(ed25519ID):]), signed, sig.GetSignature()) {
 			good[id] = true
 		}
 	}
-	if len(good) < int(n.Threshold) {
-		return fmt.Errorf("%w: %d of %d needed root signatures are good", ErrNetwork, len(good), n.Threshold)
+	if len(good) < int(k) {
+		return fmt.Errorf("%w: %d of %d needed root signatures are good", ErrNetwork, len(good), k)
+	}
+	return nil
+}
+
+// Succeeds returns ErrNetwork unless this file, which ParseNetworkFile has verified, is the version after prev
+// of the same network and has the signatures of prev's threshold of prev's roots too (trust.md 1).
+func (n *NetworkFile) Succeeds(prev *NetworkFile) error {
+	switch {
+	case n.ID != prev.ID:
+		return fmt.Errorf("%w: it is of network %s, not %s", ErrNetwork, n.ID, prev.ID)
+	case uint64(n.Version) != uint64(prev.Version)+1:
+		return fmt.Errorf("%w: version %d does not follow version %d", ErrNetwork, n.Version, prev.Version)
+	}
+	_, s, err := readNetworkFile(n.raw)
+	if err != nil {
+		return err
+	}
+	if err := s.signedBy(prev.Roots, prev.Threshold); err != nil {
+		return fmt.Errorf("the roots of version %d: %w", prev.Version, err)
 	}
 	return nil
 }
@@ -198,7 +300,8 @@ func (n *NetworkFile) verify(s *pb.SignedNetworkFile) error {
 // IsRoot says whether a peer may issue first grants.
 func (n *NetworkFile) IsRoot(id PeerID) bool { return slices.Contains(n.Roots, id) }
 
-// Invitation lets a node join a network: the network file and peers to join by (trust.md 1).
+// Invitation lets a node join a network: the network file and peers to join by (trust.md 1). It is not signed:
+// its network file is, and an address only says where to ask.
 type Invitation struct {
 	// Network is whom it trusts.
 	Network NetworkFile
@@ -208,54 +311,66 @@ type Invitation struct {
 	Expires time.Time
 }
 
-// String returns the text that is passed on: "gridbeam:" and base64url.
+// String returns the text that is passed on: "gridbeam:" and base64url of the message and the first 4 bytes of
+// its SHA-256, which tell a text that was cut short. Addresses after the fourth are left out.
 func (i *Invitation) String() string {
-	m := &pb.Invitation{Format: 1, Network: i.Network.raw}
-	for _, a := range i.Bootstrap[:min(4, len(i.Bootstrap))] {
+	m := &pb.Invitation{Format: 1, Network: i.Network.raw, Expires: unixMS(i.Expires)}
+	for _, a := range i.Bootstrap[:min(maxInvited, len(i.Bootstrap))] {
 		m.Bootstrap = append(m.Bootstrap, a.String())
 	}
-	if !i.Expires.IsZero() {
-		m.Expires = i.Expires.UnixMilli()
-	}
-	b, err := proto.Marshal(m)
+	b, err := marshal(m)
 	if err != nil { // cannot be: every text in it is ASCII
 		return InvitationPrefix
 	}
-	return InvitationPrefix + base64.RawURLEncoding.EncodeToString(b)
+	sum := sha256.Sum256(b)
+	return InvitationPrefix + base64.RawURLEncoding.EncodeToString(append(b, sum[:invitationSumSize]...))
 }
 
-// ParseInvitation reads the text of an invitation and verifies the network file in it.
-func ParseInvitation(text string, now time.Time) (i Invitation, err error) {
-	rest, ok := strings.CutPrefix(strings.TrimSpace(text), InvitationPrefix)
+// ParseInvitation reads the text of an invitation and verifies the network file in it. White space inside, from
+// a wrapped line, does no harm. What it returns wraps ErrInvitation and says what to do.
+func ParseInvitation(text string, now time.Time) (Invitation, error) {
+	if len(text) > 2*maxInvitation {
+		return Invitation{}, fmt.Errorf("%w: it has %d letters, at most %d", ErrInvitation, len(text), maxInvitation)
+	}
+	rest, ok := strings.CutPrefix(strings.Join(strings.Fields(text), ""), InvitationPrefix)
 	if !ok || len(rest) > maxInvitation {
-		return i, fmt.Errorf("%w: it has to begin with %s and have at most %d letters", ErrInvitation, InvitationPrefix, maxInvitation)
+		return Invitation{}, fmt.Errorf("%w: it has to begin with %s and have at most %d letters", ErrInvitation, InvitationPrefix, maxInvitation)
 	}
-	b, err := base64.RawURLEncoding.DecodeString(rest)
-	if err != nil {
-		return i, fmt.Errorf("%w: it was cut short or altered on the way (%w); copy the whole line again", ErrInvitation, err)
+	b, err := base64.RawURLEncoding.Strict().DecodeString(rest)
+	if body := len(b) - invitationSumSize; err == nil && body > 0 {
+		if sum := sha256.Sum256(b[:body]); bytes.Equal(sum[:invitationSumSize], b[body:]) {
+			return invitation(b[:body], now)
+		}
 	}
+	return Invitation{}, fmt.Errorf("%w: it was cut short or altered on the way; copy the whole line again", ErrInvitation)
+}
+
+func invitation(b []byte, now time.Time) (i Invitation, err error) {
 	m := &pb.Invitation{}
-	if err := unmarshal("invitation", b, m); err != nil {
-		return i, fmt.Errorf("%w: %w", ErrInvitation, err)
+	if err := shapeInvitation.check("invitation", b); err != nil {
+		return Invitation{}, fmt.Errorf("%w: %w", ErrInvitation, err)
 	}
-	if m.GetFormat() != 1 || len(m.GetBootstrap()) == 0 || len(m.GetBootstrap()) > 4 {
-		return i, fmt.Errorf("%w: format %d with %d addresses, want 1 with 1..4", ErrInvitation, m.GetFormat(), len(m.GetBootstrap()))
+	if err := unmarshal("invitation", b, m); err != nil {
+		return Invitation{}, fmt.Errorf("%w: %w", ErrInvitation, err)
+	}
+	if m.GetFormat() != 1 {
+		return Invitation{}, fmt.Errorf("%w: it has format %d, this gridbeam reads 1; a newer one may read it", ErrInvitation, m.GetFormat())
 	}
 	if i.Network, err = ParseNetworkFile(m.GetNetwork()); err != nil {
-		return i, fmt.Errorf("%w: %w", ErrInvitation, err)
+		return Invitation{}, fmt.Errorf("%w: %w", ErrInvitation, err)
 	}
-	for _, t := range m.GetBootstrap() {
-		a, err := multiaddr.NewMultiaddr(t)
-		if err != nil {
-			return i, fmt.Errorf("%w: address %.80q: %w", ErrInvitation, t, err)
-		}
-		i.Bootstrap = append(i.Bootstrap, a)
+	if i.Bootstrap, err = addrsOf(m.GetBootstrap()); err != nil {
+		return Invitation{}, fmt.Errorf("%w: %w", ErrInvitation, err)
 	}
-	if m.GetExpires() != 0 {
-		i.Expires = time.UnixMilli(m.GetExpires())
-		if !now.Before(i.Expires) {
-			return i, fmt.Errorf("%w: it expired at %s; ask for a new one", ErrInvitation, i.Expires.UTC().Format(time.RFC3339))
-		}
+	if len(i.Bootstrap) == 0 {
+		return Invitation{}, fmt.Errorf("%w: it names no address to join by; ask for a new one", ErrInvitation)
+	}
+	i.Expires = fromMS(m.GetExpires())
+	if err := validMS("invitation", "expires", i.Expires, false); err != nil {
+		return Invitation{}, fmt.Errorf("%w: %w", ErrInvitation, err)
+	}
+	if !i.Expires.IsZero() && !now.Before(i.Expires) {
+		return Invitation{}, fmt.Errorf("%w: it expired at %s; ask for a new one", ErrInvitation, i.Expires.UTC().Format(time.RFC3339))
 	}
 	return i, nil
 }
@@ -264,12 +379,24 @@ func ParseInvitation(text string, now time.Time) (i Invitation, err error) {
 // issuer is the operator's key (trust.md 1).
 const LabelOperator = "operator"
 
+// Bounds of a label's texts, in bytes (discovery.md 2).
+const (
+	maxLabelKey   = 32
+	maxLabelValue = 64
+)
+
 // SignLabel makes a label about subject, signed by the issuer's key over ("gridbeam/label/v1", subject, key,
 // value, expires), each with its length (discovery.md 2).
 func SignLabel(issuer crypto.PrivKey, subject PeerID, key, value string, expires time.Time) (*pb.Label, error) {
 	id, err := peer.IDFromPrivateKey(issuer)
 	if err != nil {
 		return nil, fmt.Errorf("deriving the issuer's peer ID: %w", err)
+	}
+	if err := signsFor("label", issuer, id); err != nil {
+		return nil, err
+	}
+	if key == "" || len(key) > maxLabelKey || len(value) > maxLabelValue {
+		return nil, bounds("label", "key", "%.40q has %d bytes with a value of %d, want 1..%d and at most %d", key, len(key), len(value), maxLabelKey, maxLabelValue)
 	}
 	l := &pb.Label{Key: key, Value: value, Issuer: []byte(id), Expires: expires.UnixMilli()}
 	if l.Signature, err = issuer.Sign(labelSigned(l, subject)); err != nil {
@@ -279,27 +406,24 @@ func SignLabel(issuer crypto.PrivKey, subject PeerID, key, value string, expires
 }
 
 // VerifyLabel returns who has signed a label about subject; false when it is the subject's own claim, has
-// expired, or the signature is not good.
+// expired, is out of bounds, or the signature is not good.
 func VerifyLabel(l *pb.Label, subject PeerID, now time.Time) (issuer PeerID, ok bool) {
-	if len(l.GetIssuer()) == 0 || l.GetExpires() <= now.UnixMilli() {
+	id, err := peerID("label", l.GetIssuer())
+	switch {
+	case err != nil, id == subject, l.GetExpires() <= now.UnixMilli():
+		return "", false
+	case len(l.GetKey()) > maxLabelKey || len(l.GetValue()) > maxLabelValue || len(l.GetSignature()) != ed25519.SignatureSize:
+		return "", false
+	case !ed25519.Verify(ed25519.PublicKey(id[len(ed25519ID):]), labelSigned(l, subject), l.GetSignature()):
 		return "", false
 	}
-	id, err := peerID("issuer", l.GetIssuer())
-	if err != nil {
-		return "", false
-	}
-	key, err := id.ExtractPublicKey()
-	if err != nil || key.Type() != crypto.Ed25519 {
-		return "", false
-	}
-	good, err := key.Verify(labelSigned(l, subject), l.GetSignature())
-	return id, err == nil && good
+	return id, true
 }
 
 func labelSigned(l *pb.Label, subject PeerID) []byte {
-	b := protowire.AppendBytes(nil, []byte("gridbeam/label/v1"))
-	b = protowire.AppendBytes(b, []byte(subject))
-	b = protowire.AppendBytes(b, []byte(l.GetKey()))
-	b = protowire.AppendBytes(b, []byte(l.GetValue()))
+	b := protowire.AppendString(nil, "gridbeam/label/v1")
+	b = protowire.AppendString(b, string(subject))
+	b = protowire.AppendString(b, l.GetKey())
+	b = protowire.AppendString(b, l.GetValue())
 	return binary.BigEndian.AppendUint64(b, uint64(l.GetExpires()))
 }

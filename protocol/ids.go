@@ -95,35 +95,50 @@ func (id ChunkID) MarshalText() ([]byte, error) { return []byte(id.String()), ni
 func (id LeaseID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
 
 // MarshalText implements encoding.TextMarshaler.
+func (id CallID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// MarshalText implements encoding.TextMarshaler.
 func (id NetworkID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
 
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (id *JobID) UnmarshalText(b []byte) (err error) { *id, err = ParseJobID(string(b)); return err }
+// MarshalText implements encoding.TextMarshaler.
+func (id GrantID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
-func (id *ChunkID) UnmarshalText(b []byte) error { return parse16((*[16]byte)(id), "chunk", string(b)) }
+func (id *JobID) UnmarshalText(b []byte) error { return parseID(id[:], "job", string(b)) }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
-func (id *LeaseID) UnmarshalText(b []byte) error { return parse16((*[16]byte)(id), "lease", string(b)) }
+func (id *ChunkID) UnmarshalText(b []byte) error { return parseID(id[:], "chunk", string(b)) }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
-func (id *NetworkID) UnmarshalText(b []byte) error {
-	return parse16((*[16]byte)(id), "network", string(b))
-}
+func (id *LeaseID) UnmarshalText(b []byte) error { return parseID(id[:], "lease", string(b)) }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (id *CallID) UnmarshalText(b []byte) error { return parseID(id[:], "call", string(b)) }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (id *NetworkID) UnmarshalText(b []byte) error { return parseID(id[:], "network", string(b)) }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (id *GrantID) UnmarshalText(b []byte) error { return parseID(id[:], "grant", string(b)) }
 
 // ParseJobID reads the text form of a job ID; it returns ErrBadID.
-func ParseJobID(s string) (JobID, error) {
-	var id JobID
-	return id, parse16((*[16]byte)(&id), "job", s)
+func ParseJobID(s string) (id JobID, err error) {
+	err = parseID(id[:], "job", s)
+	return id, err
 }
 
-func parse16(dst *[16]byte, kind, s string) error {
-	b, err := idText.DecodeString(strings.ToLower(s))
-	if err != nil || len(b) != 16 {
-		return fmt.Errorf("%w: %s ID %q has to be 26 letters a-z and digits 2-7", ErrBadID, kind, s)
+// parseID reads the text of an ID into dst. Each ID has one text, in either case: spare bits of the last letter
+// are 0, and there is nothing around it.
+func parseID(dst []byte, kind, s string) error {
+	letters := idText.EncodedLen(len(dst))
+	if len(s) == letters {
+		lower := strings.ToLower(s)
+		if b, err := idText.DecodeString(lower); err == nil && len(b) == len(dst) && idText.EncodeToString(b) == lower {
+			copy(dst, b)
+			return nil
+		}
 	}
-	copy(dst[:], b)
-	return nil
+	return fmt.Errorf("%w: %s ID %.60q has to be %d letters a-z and digits 2-7", ErrBadID, kind, s, letters)
 }
 
 func id16(kind string, b []byte) (id [16]byte, err error) {
@@ -133,10 +148,20 @@ func id16(kind string, b []byte) (id [16]byte, err error) {
 	return [16]byte(b), nil
 }
 
-func peerID(kind string, b []byte) (PeerID, error) {
-	id, err := peer.IDFromBytes(b)
-	if err != nil {
-		return "", fmt.Errorf("%w: %s peer ID: %w", ErrBadID, kind, err)
+// validPeers refuses every peer ID that is not an Ed25519 key's: 38 bytes that hold the key itself
+// (trust.md 1).
+func validPeers(noun string, ids ...PeerID) error {
+	for _, id := range ids {
+		if len(id) != len(ed25519ID)+32 || string(id[:len(ed25519ID)]) != ed25519ID {
+			return fmt.Errorf("%w: %s names a peer of %d bytes whose ID holds no Ed25519 key", ErrBadID, noun, len(id))
+		}
 	}
-	return id, nil
+	return nil
+}
+
+func peerID(noun string, b []byte) (PeerID, error) {
+	if err := validPeers(noun, PeerID(b)); err != nil {
+		return "", err
+	}
+	return PeerID(b), nil
 }

@@ -3,11 +3,9 @@ package protocol
 import (
 	"fmt"
 	"time"
-	"unicode/utf8"
 
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/crypto"
-	"google.golang.org/protobuf/proto"
 
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
@@ -88,18 +86,40 @@ func (c Chunk) toPB() *pb.ChunkRange {
 	return &pb.ChunkRange{ChunkId: c.ID[:], First: c.First, End: c.End}
 }
 
-func chunkFromPB(job JobID, m *pb.ChunkRange) (c Chunk, err error) {
+func (c Chunk) validate(job JobID) error {
+	switch {
+	case c.First >= c.End || c.Len() > MaxChunkInputs:
+		return bounds("chunk", "range", "[%d,%d) is empty or larger than %d", c.First, c.End, MaxChunkInputs)
+	case c.ID != NewChunkID(job, c.First, c.End):
+		return bounds("chunk", "id", "%s is not that of job %s [%d,%d)", c.ID, job, c.First, c.End)
+	}
+	return nil
+}
+
+func chunkFromPB(m *pb.ChunkRange) (c Chunk, err error) {
 	c = Chunk{First: m.GetFirst(), End: m.GetEnd()}
-	if c.ID, err = id16("chunk", m.GetChunkId()); err != nil {
-		return c, err
+	c.ID, err = id16("chunk", m.GetChunkId())
+	return c, err
+}
+
+const maxTTL = time.Hour
+
+// Validate names the first field out of bounds, with ErrBounds.
+func (l *Lease) Validate() error {
+	if err := l.Chunk.validate(l.Job); err != nil {
+		return err
 	}
-	if c.First >= c.End || c.Len() > MaxChunkInputs {
-		return c, bounds("chunk", "range", "[%d,%d) is empty or larger than %d", c.First, c.End, MaxChunkInputs)
+	switch {
+	case l.Fence == 0:
+		return bounds("lease", "fence", "is 0")
+	case l.TTL < time.Millisecond || l.TTL > maxTTL:
+		return bounds("lease", "ttl", "is %s, want 1 ms..%s", l.TTL, maxTTL)
+	case !l.InputsCID.Defined() && uint64(len(l.Inputs)) != l.Chunk.Len():
+		return bounds("lease", "inputs", "%d for a chunk of %d", len(l.Inputs), l.Chunk.Len())
+	case l.InputsCID.Defined() && len(l.Inputs) > 0:
+		return bounds("lease", "inputs", "are given twice, as texts and as %s", l.InputsCID)
 	}
-	if c.ID != NewChunkID(job, c.First, c.End) {
-		return c, bounds("chunk", "id", "%s is not that of job %s [%d,%d)", c.ID, job, c.First, c.End)
-	}
-	return c, nil
+	return nil
 }
 
 func (l *Lease) toPB() *pb.Lease {
@@ -117,75 +137,112 @@ func leaseFromPB(m *pb.Lease) (l Lease, err error) {
 	if l.Job, err = id16("job", m.GetJobId()); err != nil {
 		return l, err
 	}
-	if l.Chunk, err = chunkFromPB(l.Job, m.GetChunk()); err != nil {
+	if l.Chunk, err = chunkFromPB(m.GetChunk()); err != nil {
 		return l, err
 	}
-	if l.InputsCID, err = cidFrom("inputs", m.GetInputsCid()); err != nil {
-		return l, err
-	}
-	switch {
-	case l.Fence == 0:
-		return l, bounds("lease", "fence", "is 0")
-	case l.TTL <= 0 || l.TTL > time.Hour:
-		return l, bounds("lease", "ttl", "is %s, want up to 1 h", l.TTL)
-	case !l.InputsCID.Defined() && uint64(len(l.Inputs)) != l.Chunk.Len():
-		return l, bounds("lease", "inputs", "%d for a chunk of %d", len(l.Inputs), l.Chunk.Len())
-	}
-	return l, nil
+	l.InputsCID, err = cidFrom("inputs", m.GetInputsCid())
+	return l, err
 }
 
 // Encode returns the protobuf bytes of a lease, for a journal.
-func (l *Lease) Encode() ([]byte, error) { return marshal(l.toPB()) }
+func (l *Lease) Encode() ([]byte, error) {
+	if err := l.Validate(); err != nil {
+		return nil, err
+	}
+	return marshal(l.toPB())
+}
 
 // DecodeLease reads what Encode wrote.
 func DecodeLease(b []byte) (Lease, error) {
 	m := &pb.Lease{}
-	if err := unmarshal("lease", b, m); err != nil {
+	if err := decodeOwn("lease", MaxFrame, shapeLease, b, m); err != nil {
 		return Lease{}, err
 	}
-	return leaseFromPB(m)
+	l, err := leaseFromPB(m)
+	if err == nil {
+		err = l.Validate()
+	}
+	if err != nil {
+		return Lease{}, err
+	}
+	return l, nil
 }
 
-// Seal signs the grants with the bridge's key.
-func (g *LeaseGrants) Seal(key crypto.PrivKey) ([]byte, error) {
+// MaxClaim bounds the leases of one claim.
+const MaxClaim = 1024
+
+// Validate names the first field out of bounds, with ErrBounds or ErrBadID.
+func (g *LeaseGrants) Validate() error {
+	if err := validPeers("lease grants", g.Bridge, g.Node); err != nil {
+		return err
+	}
+	if err := validMS("lease grants", "not_after", g.NotAfter, true); err != nil {
+		return err
+	}
+	if err := validMS("lease grants", "bridge_ms", g.BridgeTime, false); err != nil {
+		return err
+	}
+	if len(g.Leases) > MaxClaim {
+		return bounds("lease grants", "leases", "has %d entries, at most %d", len(g.Leases), MaxClaim)
+	}
+	for i := range g.Leases {
+		if err := g.Leases[i].Validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *LeaseGrants) toPB() *pb.LeaseGrants {
 	m := &pb.LeaseGrants{
-		Network: g.Network[:], Grant: g.Grant[:], Bridge: []byte(g.Bridge), Node: []byte(g.Node), NotAfter: g.NotAfter.UnixMilli(), Nonce: g.Nonce[:],
-		SetSeq: g.SetSeq, BridgeMs: g.BridgeTime.UnixMilli(),
+		Network: g.Network[:], Grant: g.Grant[:], Bridge: []byte(g.Bridge), Node: []byte(g.Node), NotAfter: unixMS(g.NotAfter), Nonce: g.Nonce[:],
+		SetSeq: g.SetSeq, BridgeMs: unixMS(g.BridgeTime), Leases: make([]*pb.Lease, 0, len(g.Leases)),
 	}
 	for i := range g.Leases {
 		m.Leases = append(m.Leases, g.Leases[i].toPB())
 	}
-	return nounLease.seal(key, m)
+	return m
+}
+
+// Seal validates the grants and signs them with the bridge's key. It returns ErrTooLarge when the inputs of all
+// leases do not fit into a frame: grant fewer at a time, or give the inputs by CID.
+func (g *LeaseGrants) Seal(key crypto.PrivKey) ([]byte, error) {
+	if err := g.Validate(); err != nil {
+		return nil, err
+	}
+	return nounLease.seal(key, g.Bridge, g.toPB())
 }
 
 // OpenLeaseGrants verifies signed grants: their author is their Bridge.
-func OpenLeaseGrants(raw []byte) (g LeaseGrants, err error) {
+func OpenLeaseGrants(raw []byte) (LeaseGrants, error) {
 	m := &pb.LeaseGrants{}
 	signer, _, err := nounLease.open(raw, m)
 	if err != nil {
-		return g, err
+		return LeaseGrants{}, err
 	}
-	g = LeaseGrants{NotAfter: time.UnixMilli(m.GetNotAfter()), SetSeq: m.GetSetSeq(), BridgeTime: time.UnixMilli(m.GetBridgeMs())}
+	if err := nounLease.author(signer, PeerID(m.GetBridge())); err != nil {
+		return LeaseGrants{}, err
+	}
+	g, err := leaseGrantsFromPB(m)
+	if err != nil {
+		return LeaseGrants{}, err
+	}
+	return g, nil
+}
+
+func leaseGrantsFromPB(m *pb.LeaseGrants) (g LeaseGrants, err error) {
+	g = LeaseGrants{
+		Bridge: PeerID(m.GetBridge()), Node: PeerID(m.GetNode()), NotAfter: fromMS(m.GetNotAfter()), SetSeq: m.GetSetSeq(), BridgeTime: fromMS(m.GetBridgeMs()),
+		Leases: make([]Lease, 0, len(m.GetLeases())),
+	}
 	if g.Network, err = id16("network", m.GetNetwork()); err != nil {
 		return g, err
 	}
 	if g.Grant, err = grantID(m.GetGrant()); err != nil {
 		return g, err
 	}
-	if g.Bridge, err = peerID("bridge", m.GetBridge()); err != nil {
-		return g, err
-	}
-	if g.Node, err = peerID("node", m.GetNode()); err != nil {
-		return g, err
-	}
 	if g.Nonce, err = id16("nonce", m.GetNonce()); err != nil {
 		return g, err
-	}
-	if err = nounLease.author(signer, g.Bridge); err != nil {
-		return g, err
-	}
-	if len(m.GetLeases()) > MaxClaim {
-		return g, bounds("lease grants", "leases", "has %d entries, at most %d", len(m.GetLeases()), MaxClaim)
 	}
 	for _, x := range m.GetLeases() {
 		l, err := leaseFromPB(x)
@@ -194,49 +251,76 @@ func OpenLeaseGrants(raw []byte) (g LeaseGrants, err error) {
 		}
 		g.Leases = append(g.Leases, l)
 	}
-	return g, nil
+	return g, g.Validate()
 }
 
-// MaxClaim bounds the leases of one claim.
-const MaxClaim = 1024
+// Validate names the first field out of bounds, with ErrBounds or ErrBadID.
+func (a *Announcement) Validate() error {
+	if err := validPeers("announcement", a.Bridge); err != nil {
+		return err
+	}
+	if err := validMS("announcement", "at", a.At, false); err != nil {
+		return err
+	}
+	if len(a.Ready) > MaxAnnounce {
+		return bounds("announcement", "ready", "has %d entries, at most %d", len(a.Ready), MaxAnnounce)
+	}
+	for _, c := range a.Ready {
+		if err := c.validate(a.Job); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
-// Seal signs the announcement with the bridge's key.
-func (a *Announcement) Seal(key crypto.PrivKey) ([]byte, error) {
-	m := &pb.Announcement{JobId: a.Job[:], Bridge: []byte(a.Bridge), Seq: a.Seq, Cancelled: a.Cancelled, Reason: uint32(a.Reason), At: a.At.UnixMilli()}
+func (a *Announcement) toPB() *pb.Announcement {
+	m := &pb.Announcement{JobId: a.Job[:], Bridge: []byte(a.Bridge), Seq: a.Seq, Cancelled: a.Cancelled, Reason: uint32(a.Reason), At: unixMS(a.At)}
 	for _, c := range a.Ready {
 		m.Ready = append(m.Ready, c.toPB())
 	}
-	return nounAnnouncement.seal(key, m)
+	return m
+}
+
+// Seal validates the announcement and signs it with the bridge's key.
+func (a *Announcement) Seal(key crypto.PrivKey) ([]byte, error) {
+	if err := a.Validate(); err != nil {
+		return nil, err
+	}
+	return nounAnnouncement.seal(key, a.Bridge, a.toPB())
 }
 
 // OpenAnnouncement verifies a signed announcement: its author is its Bridge.
-func OpenAnnouncement(raw []byte) (a Announcement, err error) {
+func OpenAnnouncement(raw []byte) (Announcement, error) {
 	m := &pb.Announcement{}
 	signer, _, err := nounAnnouncement.open(raw, m)
 	if err != nil {
-		return a, err
+		return Announcement{}, err
 	}
-	a = Announcement{Seq: m.GetSeq(), Cancelled: m.GetCancelled(), Reason: Reason(m.GetReason()), At: time.UnixMilli(m.GetAt())}
+	if err := nounAnnouncement.author(signer, PeerID(m.GetBridge())); err != nil {
+		return Announcement{}, err
+	}
+	a, err := announcementFromPB(m)
+	if err != nil {
+		return Announcement{}, err
+	}
+	return a, nil
+}
+
+func announcementFromPB(m *pb.Announcement) (a Announcement, err error) {
+	a = Announcement{
+		Bridge: PeerID(m.GetBridge()), Seq: m.GetSeq(), Cancelled: m.GetCancelled(), Reason: Reason(m.GetReason()), At: fromMS(m.GetAt()),
+	}
 	if a.Job, err = id16("job", m.GetJobId()); err != nil {
 		return a, err
 	}
-	if a.Bridge, err = peerID("bridge", m.GetBridge()); err != nil {
-		return a, err
-	}
-	if err = nounAnnouncement.author(signer, a.Bridge); err != nil {
-		return a, err
-	}
-	if len(m.GetReady()) > MaxAnnounce {
-		return a, bounds("announcement", "ready", "has %d entries, at most %d", len(m.GetReady()), MaxAnnounce)
-	}
 	for _, x := range m.GetReady() {
-		c, err := chunkFromPB(a.Job, x)
+		c, err := chunkFromPB(x)
 		if err != nil {
 			return a, err
 		}
 		a.Ready = append(a.Ready, c)
 	}
-	return a, nil
+	return a, a.Validate()
 }
 
 // LeaseState is what a node observes of a lease (execution.md 8).
@@ -264,30 +348,4 @@ func (s LeaseState) String() string {
 		return leaseStates[s]
 	}
 	return fmt.Sprintf("state %d", uint8(s))
-}
-
-func marshal(m proto.Message) ([]byte, error) {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		return nil, fmt.Errorf("encoding %T: %w", m, err)
-	}
-	return b, nil
-}
-
-func unmarshal(what string, b []byte, m proto.Message) error {
-	if err := proto.Unmarshal(b, m); err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrMalformed, what, err)
-	}
-	return nil
-}
-
-// clip cuts a text to at most n bytes of valid UTF-8.
-func clip(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
-	}
-	return s[:n]
 }

@@ -1,6 +1,10 @@
 package protocol
 
-import "fmt"
+import (
+	"fmt"
+	"maps"
+	"slices"
+)
 
 // Reason is the one reason of an attempt's end: an append-only enum whose numbers are never reused
 // (execution.md 7). A number that this version does not know counts as ReasonBridgeError and is shown as given.
@@ -205,11 +209,5 @@ func (r Reason) String() string {
 	return fmt.Sprintf("reason_%d", uint32(r))
 }
 
-// Reasons returns every known reason in no order.
-func Reasons() []Reason {
-	out := make([]Reason, 0, len(reasons))
-	for r := range reasons {
-		out = append(out, r)
-	}
-	return out
-}
+// Reasons returns every known reason, ascending.
+func Reasons() []Reason { return slices.Sorted(maps.Keys(reasons)) }

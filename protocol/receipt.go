@@ -3,10 +3,14 @@ package protocol
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"strconv"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
@@ -124,6 +128,11 @@ const (
 	VerdictUnwitnessed  = "unwitnessed"
 )
 
+var verdicts = []string{
+	VerdictOK, VerdictLowered, VerdictBadSignature, VerdictBadChain, VerdictBounds, VerdictOverlap, VerdictFuture, VerdictTooOld, VerdictNotLeased,
+	VerdictUnwitnessed,
+}
+
 // RecordVerdict is the bridge's word on one record, with its own witnessed values.
 type RecordVerdict struct {
 	// ID is the record.
@@ -159,6 +168,14 @@ func (u *UsageRecord) toPB() *pb.UsageRecord {
 	return m
 }
 
+// Most that one slot can do in an idle minute, the longest record; they keep sums far from overflow.
+const (
+	maxSpanMS      = 12 * CellMillis
+	maxRecordCPU   = maxSpanMS << 16 // milliseconds of 65,536 cores
+	maxRecordMiBS  = maxSpanMS << 14 // MiB·s of about 16 TiB
+	maxRecordBytes = 1 << 46         // over the wire
+)
+
 // Validate checks that the record can be true: ID, order and grid.
 func (u *UsageRecord) Validate(node PeerID) error {
 	cell := u.StartMS / CellMillis
@@ -167,155 +184,251 @@ func (u *UsageRecord) Validate(node PeerID) error {
 		lease = u.Lease[:]
 	}
 	span := int64(CellMillis)
-	if u.State == UsageIdle {
-		span = 12 * CellMillis // an aligned idle minute may travel as one record
+	if u.State == UsageIdle && u.EndMS-u.StartMS > span {
+		span = maxSpanMS // an aligned idle minute may travel as one record
 	}
 	switch {
 	case u.State < UsageIdle || u.State > UsageWorking:
 		return bounds("record", "state", "is %d", u.State)
-	case u.StartMS <= 0 || u.EndMS < u.StartMS || u.EndMS > (cell*CellMillis)+span:
+	case u.StartMS <= 0 || u.StartMS > maxMS || u.EndMS < u.StartMS || u.EndMS > cell*CellMillis+span:
 		return bounds("record", "start_ms", "%d..%d does not lie in one cell", u.StartMS, u.EndMS)
+	case span == maxSpanMS && (u.StartMS%maxSpanMS != 0 || u.EndMS != u.StartMS+maxSpanMS):
+		return bounds("record", "start_ms", "%d..%d is no aligned minute", u.StartMS, u.EndMS)
 	case u.DurationMS < 0 || u.DurationMS > span:
 		return bounds("record", "duration_ms", "is %d, want 0..%d", u.DurationMS, span)
-	case u.GPUMS < 0 || u.CPUMS < 0 || u.MemMiBS < 0 || u.PairRX < 0 || u.PairTX < 0:
-		return bounds("record", "gpu_ms", "a quantity is negative")
+	case u.GPUMS < 0 || u.GPUMS > 64*maxSpanMS:
+		return bounds("record", "gpu_ms", "is %d, want 0..%d", u.GPUMS, 64*maxSpanMS)
+	case u.CPUMS < 0 || u.CPUMS > maxRecordCPU:
+		return bounds("record", "cpu_ms", "is %d, want 0..%d", u.CPUMS, int64(maxRecordCPU))
+	case u.MemMiBS < 0 || u.MemMiBS > maxRecordMiBS:
+		return bounds("record", "mem_mib_s", "is %d, want 0..%d", u.MemMiBS, int64(maxRecordMiBS))
+	case u.PairRX < 0 || u.PairRX > maxRecordBytes || u.PairTX < 0 || u.PairTX > maxRecordBytes:
+		return bounds("record", "pair_rx", "%d received, %d sent, want 0..%d", u.PairRX, u.PairTX, int64(maxRecordBytes))
+	case u.State == UsageIdle && (u.Lease != LeaseID{} || u.Job != JobID{} || u.Chunk != ChunkID{} || u.Fence != 0):
+		return bounds("record", "lease", "idle time belongs to no lease")
 	case u.ID != NewRecordID(node, lease, u.Slot, u.State, uint64(cell)):
 		return bounds("record", "id", "%s is not that of its content", u.ID)
 	}
 	return nil
 }
 
-func recordFromPB(node PeerID, m *pb.UsageRecord) (u UsageRecord, err error) {
+func recordFromPB(m *pb.UsageRecord) (u UsageRecord, err error) {
+	if m.GetSlot() > math.MaxUint16 {
+		return u, bounds("record", "slot", "is %d", m.GetSlot())
+	}
+	if m.GetState() < pb.UsageState(UsageIdle) || m.GetState() > pb.UsageState(UsageWorking) {
+		return u, bounds("record", "state", "is %d", m.GetState())
+	}
 	u = UsageRecord{
 		Fence: m.GetFence(), Slot: uint16(m.GetSlot()), State: UsageState(m.GetState()), StartMS: m.GetStartMs(), EndMS: m.GetEndMs(), DurationMS: m.GetDurationMs(),
 		GPUMS: m.GetGpuMs(), CPUMS: m.GetCpuMs(), MemMiBS: m.GetMemMibS(), PairRX: m.GetPairRx(), PairTX: m.GetPairTx(), Flags: m.GetFlags(),
 	}
-	if m.GetSlot() >= 1<<16 {
-		return u, bounds("record", "slot", "is %d", m.GetSlot())
-	}
 	if u.ID, err = id16("record", m.GetId()); err != nil {
 		return u, err
 	}
-	if u.State != UsageIdle {
-		if u.Lease, err = id16("lease", m.GetLease()); err != nil {
-			return u, err
+	if u.State == UsageIdle {
+		if len(m.GetLease())+len(m.GetJob())+len(m.GetChunk()) > 0 {
+			return u, bounds("record", "lease", "idle time belongs to no lease")
 		}
-		if u.Job, err = id16("job", m.GetJob()); err != nil {
-			return u, err
-		}
-		if u.Chunk, err = id16("chunk", m.GetChunk()); err != nil {
-			return u, err
-		}
+		return u, nil
 	}
-	return u, u.Validate(node)
+	if u.Lease, err = id16("lease", m.GetLease()); err != nil {
+		return u, err
+	}
+	if u.Job, err = id16("job", m.GetJob()); err != nil {
+		return u, err
+	}
+	u.Chunk, err = id16("chunk", m.GetChunk())
+	return u, err
 }
 
-// Seal signs the receipt with the node's key and returns the envelope and the hash of the payload, which the
-// next receipt names as Prev.
-func (r *Receipt) Seal(key crypto.PrivKey) (raw []byte, hash [32]byte, err error) {
+// Validate names the first field of the receipt itself that is out of bounds, with ErrBounds or ErrBadID. Each
+// of its records has a Validate of its own: a record that cannot be true does not sink its receipt, the bridge
+// gives it VerdictBounds (settlement.md 2).
+func (r *Receipt) Validate() error {
+	if err := validPeers("receipt", r.Node, r.Bridge); err != nil {
+		return err
+	}
+	switch {
+	case r.Format != 1:
+		return bounds("receipt", "format", "is %d, want 1", r.Format)
+	case r.Seq == 0:
+		return bounds("receipt", "seq", "is 0")
+	case (r.Seq == 1) != (r.Prev == [32]byte{}):
+		return bounds("receipt", "prev_hash", "is %x of receipt %d: the first has none, the others have one", r.Prev[:4], r.Seq)
+	case r.IssuedMS < 0 || r.IssuedMS > maxMS:
+		return bounds("receipt", "issued_ms", "is %d", r.IssuedMS)
+	case len(r.Records) > MaxRecordsPerReceipt:
+		return bounds("receipt", "records", "has %d entries, at most %d", len(r.Records), MaxRecordsPerReceipt)
+	}
+	return nil
+}
+
+func (r *Receipt) toPB() *pb.Receipt {
 	m := &pb.Receipt{
 		Format: r.Format, Network: r.Network[:], Node: []byte(r.Node), Bridge: []byte(r.Bridge), Seq: r.Seq, PrevHash: r.Prev[:], IssuedMs: r.IssuedMS, GrantHash: r.Grant[:],
+		Records: make([]*pb.UsageRecord, 0, len(r.Records)),
 	}
 	for i := range r.Records {
 		m.Records = append(m.Records, r.Records[i].toPB())
 	}
-	payload, err := marshal(m)
+	return m
+}
+
+// Seal validates the receipt and its records, signs it with the node's key and returns the envelope and the
+// hash of the payload, which the next receipt names as Prev.
+func (r *Receipt) Seal(key crypto.PrivKey) (raw []byte, hash [32]byte, err error) {
+	if err := r.Validate(); err != nil {
+		return nil, hash, err
+	}
+	for i := range r.Records {
+		if err := r.Records[i].Validate(r.Node); err != nil {
+			return nil, hash, err
+		}
+	}
+	payload, err := marshal(r.toPB())
 	if err != nil {
 		return nil, hash, err
 	}
-	raw, err = nounReceipt.sealBytes(key, payload)
+	raw, err = nounReceipt.sealBytes(key, r.Node, payload)
 	return raw, sha256.Sum256(payload), err
 }
 
-// OpenReceipt verifies a signed receipt: its author is its Node. hash is the SHA-256 of its payload.
+// OpenReceipt verifies a signed receipt: its author is its Node. hash is the SHA-256 of its payload. Its
+// records are whole but not yet believed, see Validate.
 func OpenReceipt(raw []byte) (r Receipt, hash [32]byte, err error) {
 	m := &pb.Receipt{}
 	signer, payload, err := nounReceipt.open(raw, m)
 	if err != nil {
-		return r, hash, err
+		return Receipt{}, hash, err
 	}
-	hash = sha256.Sum256(payload)
-	r = Receipt{Format: m.GetFormat(), Seq: m.GetSeq(), IssuedMS: m.GetIssuedMs()}
-	if r.Format != 1 {
-		return r, hash, bounds("receipt", "format", "is %d, want 1", r.Format)
+	if err := nounReceipt.author(signer, PeerID(m.GetNode())); err != nil {
+		return Receipt{}, hash, err
+	}
+	if r, err = receiptFromPB(m); err != nil {
+		return Receipt{}, hash, err
+	}
+	return r, sha256.Sum256(payload), nil
+}
+
+func receiptFromPB(m *pb.Receipt) (r Receipt, err error) {
+	r = Receipt{
+		Format: m.GetFormat(), Node: PeerID(m.GetNode()), Bridge: PeerID(m.GetBridge()), Seq: m.GetSeq(), IssuedMS: m.GetIssuedMs(),
+		Records: make([]UsageRecord, 0, len(m.GetRecords())),
 	}
 	if r.Network, err = id16("network", m.GetNetwork()); err != nil {
-		return r, hash, err
-	}
-	if r.Node, err = peerID("node", m.GetNode()); err != nil {
-		return r, hash, err
-	}
-	if r.Bridge, err = peerID("bridge", m.GetBridge()); err != nil {
-		return r, hash, err
+		return r, err
 	}
 	if r.Grant, err = grantID(m.GetGrantHash()); err != nil {
-		return r, hash, err
+		return r, err
 	}
-	if err = nounReceipt.author(signer, r.Node); err != nil {
-		return r, hash, err
+	if r.Prev, err = hash32("receipt", "prev_hash", m.GetPrevHash()); err != nil {
+		return r, err
 	}
-	if len(m.GetPrevHash()) != 32 || r.Seq == 0 {
-		return r, hash, bounds("receipt", "seq", "is %d after a hash of %d bytes", r.Seq, len(m.GetPrevHash()))
-	}
-	copy(r.Prev[:], m.GetPrevHash())
-	if len(m.GetRecords()) > MaxRecordsPerReceipt {
-		return r, hash, bounds("receipt", "records", "has %d entries, at most %d", len(m.GetRecords()), MaxRecordsPerReceipt)
-	}
-	r.Records = make([]UsageRecord, 0, len(m.GetRecords()))
 	for _, x := range m.GetRecords() {
-		u, err := recordFromPB(r.Node, x)
+		u, err := recordFromPB(x)
 		if err != nil {
-			return r, hash, err
+			return r, err
 		}
 		r.Records = append(r.Records, u)
 	}
-	return r, hash, nil
+	return r, r.Validate()
 }
 
-// Seal signs the counter-signature with the bridge's key.
-func (c *CounterSign) Seal(key crypto.PrivKey) ([]byte, error) {
-	m := &pb.CounterSign{ReceiptHash: c.Hash[:], Node: []byte(c.Node), Seq: c.Seq, BridgeMs: c.BridgeTime.UnixMilli()}
+// MaxVerdictReason bounds the wording of a verdict, in bytes, so that the verdicts on a full receipt fit.
+const MaxVerdictReason = 96
+
+// Validate names the first field out of bounds, with ErrBounds or ErrBadID.
+func (c *CounterSign) Validate() error {
+	if err := validPeers("countersign", c.Node); err != nil {
+		return err
+	}
+	if err := validMS("countersign", "bridge_ms", c.BridgeTime, false); err != nil {
+		return err
+	}
+	switch {
+	case c.Seq == 0:
+		return bounds("countersign", "seq", "is 0")
+	case len(c.Records) > MaxRecordsPerReceipt:
+		return bounds("countersign", "records", "has %d entries, at most %d", len(c.Records), MaxRecordsPerReceipt)
+	}
 	for i := range c.Records {
 		v := &c.Records[i]
-		m.Records = append(m.Records, &pb.RecordVerdict{Id: v.ID[:], Verdict: v.Verdict, Reason: v.Reason, DurationMs: v.DurationMS, GpuMs: v.GPUMS})
+		switch {
+		case !slices.Contains(verdicts, v.Verdict):
+			return bounds("countersign", "verdict", "%.20q is not known", v.Verdict)
+		case v.DurationMS < 0 || v.DurationMS > maxSpanMS || v.GPUMS < 0 || v.GPUMS > 64*maxSpanMS:
+			return bounds("countersign", "duration_ms", "settles %d ms and %d GPU ms", v.DurationMS, v.GPUMS)
+		}
 	}
-	return nounCounterSign.seal(key, m)
+	return nil
 }
 
-// OpenCounterSign verifies a counter-signature of bridge.
-func OpenCounterSign(raw []byte, bridge PeerID) (c CounterSign, err error) {
+func (c *CounterSign) toPB() *pb.CounterSign {
+	m := &pb.CounterSign{
+		ReceiptHash: c.Hash[:], Node: []byte(c.Node), Seq: c.Seq, BridgeMs: unixMS(c.BridgeTime), Records: make([]*pb.RecordVerdict, 0, len(c.Records)),
+	}
+	for i := range c.Records {
+		v := &c.Records[i]
+		m.Records = append(m.Records, &pb.RecordVerdict{
+			Id: v.ID[:], Verdict: v.Verdict, Reason: strings.ToValidUTF8(clip(v.Reason, MaxVerdictReason), "?"), DurationMs: v.DurationMS, GpuMs: v.GPUMS,
+		})
+	}
+	return m
+}
+
+// Seal validates the counter-signature and signs it with the key of bridge, whom the receipt names. Wordings
+// longer than MaxVerdictReason are cut.
+func (c *CounterSign) Seal(key crypto.PrivKey) ([]byte, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	bridge, err := peer.IDFromPrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("deriving the bridge's peer ID: %w", err)
+	}
+	return nounCounterSign.seal(key, bridge, c.toPB())
+}
+
+// OpenCounterSign verifies a counter-signature of bridge. Whether it is the one of a receipt tell its Hash,
+// Node and Seq.
+func OpenCounterSign(raw []byte, bridge PeerID) (CounterSign, error) {
 	m := &pb.CounterSign{}
 	signer, _, err := nounCounterSign.open(raw, m)
 	if err != nil {
+		return CounterSign{}, err
+	}
+	if err := nounCounterSign.author(signer, bridge); err != nil {
+		return CounterSign{}, err
+	}
+	c, err := counterSignFromPB(m)
+	if err != nil {
+		return CounterSign{}, err
+	}
+	return c, nil
+}
+
+func counterSignFromPB(m *pb.CounterSign) (c CounterSign, err error) {
+	c = CounterSign{Node: PeerID(m.GetNode()), Seq: m.GetSeq(), BridgeTime: fromMS(m.GetBridgeMs()), Records: make([]RecordVerdict, 0, len(m.GetRecords()))}
+	if c.Hash, err = hash32("countersign", "receipt_hash", m.GetReceiptHash()); err != nil {
 		return c, err
-	}
-	if err = nounCounterSign.author(signer, bridge); err != nil {
-		return c, err
-	}
-	c = CounterSign{Seq: m.GetSeq(), BridgeTime: time.UnixMilli(m.GetBridgeMs())}
-	if len(m.GetReceiptHash()) != 32 {
-		return c, bounds("countersign", "receipt_hash", "has %d bytes, want 32", len(m.GetReceiptHash()))
-	}
-	copy(c.Hash[:], m.GetReceiptHash())
-	if c.Node, err = peerID("node", m.GetNode()); err != nil {
-		return c, err
-	}
-	if len(m.GetRecords()) > MaxRecordsPerReceipt {
-		return c, bounds("countersign", "records", "has %d entries, at most %d", len(m.GetRecords()), MaxRecordsPerReceipt)
 	}
 	for _, x := range m.GetRecords() {
 		v := RecordVerdict{Verdict: x.GetVerdict(), Reason: x.GetReason(), DurationMS: x.GetDurationMs(), GPUMS: x.GetGpuMs()}
 		if v.ID, err = id16("record", x.GetId()); err != nil {
 			return c, err
 		}
+		if len(v.Reason) > MaxVerdictReason {
+			return c, bounds("countersign", "reason", "has %d bytes, at most %d", len(v.Reason), MaxVerdictReason)
+		}
 		c.Records = append(c.Records, v)
 	}
-	return c, nil
+	return c, c.Validate()
 }
 
-func itoa(n int32) string { return strconv.FormatInt(int64(n), 10) }
-
-func atoi(s string) (int32, error) {
-	n, err := strconv.ParseInt(s, 10, 32)
-	return int32(n), err
+func hash32(noun, field string, b []byte) (h [32]byte, err error) {
+	if len(b) != len(h) {
+		return h, bounds(noun, field, "has %d bytes, want 32", len(b))
+	}
+	return [32]byte(b), nil
 }

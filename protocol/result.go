@@ -1,6 +1,8 @@
 package protocol
 
 import (
+	"math"
+	"strconv"
 	"strings"
 	"time"
 
@@ -71,14 +73,25 @@ type Results struct {
 	Results []Result
 }
 
+func (o *Outcome) validate() error {
+	switch {
+	case o.Reason == ReasonNone:
+		return bounds("outcome", "reason", "is missing")
+	case o.Stage < 0 || o.Run < 0 || o.CPU < 0 || o.Stage > maxWall || o.Run > maxWall:
+		return bounds("outcome", "run", "staging %s, running %s, processor %s: want 0..%s", o.Stage, o.Run, o.CPU, maxWall)
+	}
+	return nil
+}
+
 func (o *Outcome) toPB() *pb.Outcome {
 	m := &pb.Outcome{
 		Reason: uint32(o.Reason), ExitCode: o.ExitCode, FirstCause: strings.ToValidUTF8(clip(o.FirstCause, MaxCause), "?"),
 		CpuMs: uint64(o.CPU.Milliseconds()), MemoryBytes: o.MemoryBytes, OutputBytes: o.OutputBytes, OutputFiles: o.OutputFiles,
-		LogKept: o.LogKept, LogDropped: o.LogDropped, RunUs: uint64(max(0, o.Run.Microseconds())), RunMs: uint32(max(0, o.Run.Milliseconds())), StageMs: uint32(max(0, o.Stage.Milliseconds())),
+		LogKept: o.LogKept, LogDropped: o.LogDropped, RunUs: uint64(o.Run.Microseconds()),
+		RunMs: uint32(min(o.Run.Milliseconds(), math.MaxUint32)), StageMs: uint32(min(o.Stage.Milliseconds(), math.MaxUint32)),
 	}
 	if o.Signal != 0 {
-		m.Signal = itoa(o.Signal)
+		m.Signal = strconv.Itoa(int(o.Signal))
 	}
 	return m
 }
@@ -89,18 +102,34 @@ func outcomeFromPB(m *pb.Outcome) (o Outcome, err error) {
 		OutputBytes: m.GetOutputBytes(), OutputFiles: m.GetOutputFiles(), LogKept: m.GetLogKept(), LogDropped: m.GetLogDropped(),
 		Run: time.Duration(min(m.GetRunUs(), 366*24*3600*1000_000)) * time.Microsecond, Stage: millis(uint64(m.GetStageMs())),
 	}
-	switch {
-	case o.Reason == ReasonNone:
-		return o, bounds("outcome", "reason", "is missing")
-	case len(o.FirstCause) > MaxCause:
+	if len(o.FirstCause) > MaxCause {
 		return o, bounds("outcome", "first_cause", "has %d bytes, at most %d", len(o.FirstCause), MaxCause)
 	}
 	if s := m.GetSignal(); s != "" {
-		if o.Signal, err = atoi(s); err != nil {
+		n, err := strconv.ParseInt(s, 10, 32)
+		if err != nil || n == 0 || strconv.FormatInt(n, 10) != s {
 			return o, bounds("outcome", "signal", "%.20q is no number", s)
 		}
+		o.Signal = int32(n)
 	}
 	return o, nil
+}
+
+// Validate names the first field out of bounds, with ErrBounds.
+func (r *Result) Validate() error {
+	if err := r.Chunk.validate(r.Job); err != nil {
+		return err
+	}
+	if err := r.Outcome.validate(); err != nil {
+		return err
+	}
+	switch {
+	case r.Fence == 0:
+		return bounds("result", "fence", "is 0")
+	case r.Outcome.Reason == ReasonDone && !r.Root.Defined():
+		return bounds("result", "root", "is missing although the chunk is done")
+	}
+	return nil
 }
 
 func (r *Result) toPB() *pb.Result {
@@ -117,62 +146,95 @@ func resultFromPB(m *pb.Result) (r Result, err error) {
 	if r.Lease, err = id16("lease", m.GetLeaseId()); err != nil {
 		return r, err
 	}
-	if r.Chunk, err = chunkFromPB(r.Job, m.GetChunk()); err != nil {
+	if r.Chunk, err = chunkFromPB(m.GetChunk()); err != nil {
 		return r, err
 	}
 	if r.Outcome, err = outcomeFromPB(m.GetOutcome()); err != nil {
 		return r, err
 	}
-	if r.Root, err = cidFrom("result root", m.GetRoot()); err != nil {
-		return r, err
-	}
-	if r.Outcome.Reason == ReasonDone && !r.Root.Defined() {
-		return r, bounds("result", "root", "is missing although the chunk is done")
-	}
-	return r, nil
+	r.Root, err = cidFrom("result root", m.GetRoot())
+	return r, err
 }
 
-// Encode returns the protobuf bytes of a result, for a journal.
-func (r *Result) Encode() ([]byte, error) { return marshal(r.toPB()) }
+// Encode returns the protobuf bytes of a result, for a journal. A first cause that is too long is cut.
+func (r *Result) Encode() ([]byte, error) {
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	return marshal(r.toPB())
+}
 
 // DecodeResult reads what Encode wrote.
 func DecodeResult(b []byte) (Result, error) {
 	m := &pb.Result{}
-	if err := unmarshal("result", b, m); err != nil {
+	if err := decodeOwn("result", maxOneResult, shapeResult, b, m); err != nil {
 		return Result{}, err
 	}
-	return resultFromPB(m)
+	r, err := resultFromPB(m)
+	if err == nil {
+		err = r.Validate()
+	}
+	if err != nil {
+		return Result{}, err
+	}
+	return r, nil
 }
 
-// Seal signs the results with the node's key.
-func (r *Results) Seal(key crypto.PrivKey) ([]byte, error) {
-	m := &pb.Results{Node: []byte(r.Node), Bridge: []byte(r.Bridge)}
+// maxOneResult bounds the bytes of one encoded result: its first cause and the rest.
+const maxOneResult = MaxCause + 4<<10
+
+// Validate names the first field out of bounds, with ErrBounds or ErrBadID.
+func (r *Results) Validate() error {
+	if err := validPeers("results", r.Node, r.Bridge); err != nil {
+		return err
+	}
+	if len(r.Results) > MaxResults {
+		return bounds("results", "results", "has %d entries, at most %d", len(r.Results), MaxResults)
+	}
+	for i := range r.Results {
+		if err := r.Results[i].Validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Results) toPB() *pb.Results {
+	m := &pb.Results{Node: []byte(r.Node), Bridge: []byte(r.Bridge), Results: make([]*pb.Result, 0, len(r.Results))}
 	for i := range r.Results {
 		m.Results = append(m.Results, r.Results[i].toPB())
 	}
-	return nounResult.seal(key, m)
+	return m
+}
+
+// Seal validates the results and signs them with the node's key. First causes that are too long are cut. It
+// returns ErrTooLarge when they do not fit into 512 KiB: send fewer at a time.
+func (r *Results) Seal(key crypto.PrivKey) ([]byte, error) {
+	if err := r.Validate(); err != nil {
+		return nil, err
+	}
+	return nounResult.seal(key, r.Node, r.toPB())
 }
 
 // OpenResults verifies signed results: their author is their Node.
-func OpenResults(raw []byte) (r Results, err error) {
+func OpenResults(raw []byte) (Results, error) {
 	m := &pb.Results{}
 	signer, _, err := nounResult.open(raw, m)
 	if err != nil {
-		return r, err
+		return Results{}, err
 	}
-	if r.Node, err = peerID("node", m.GetNode()); err != nil {
-		return r, err
+	if err := nounResult.author(signer, PeerID(m.GetNode())); err != nil {
+		return Results{}, err
 	}
-	if r.Bridge, err = peerID("bridge", m.GetBridge()); err != nil {
-		return r, err
+	r, err := resultsFromPB(m)
+	if err != nil {
+		return Results{}, err
 	}
-	if err = nounResult.author(signer, r.Node); err != nil {
-		return r, err
-	}
-	if len(m.GetResults()) > MaxResults {
-		return r, bounds("results", "results", "has %d entries, at most %d", len(m.GetResults()), MaxResults)
-	}
-	r.Results = make([]Result, 0, len(m.GetResults()))
+	return r, nil
+}
+
+func resultsFromPB(m *pb.Results) (Results, error) {
+	r := Results{Node: PeerID(m.GetNode()), Bridge: PeerID(m.GetBridge()), Results: make([]Result, 0, len(m.GetResults()))}
 	for _, x := range m.GetResults() {
 		one, err := resultFromPB(x)
 		if err != nil {
@@ -180,5 +242,5 @@ func OpenResults(raw []byte) (r Results, err error) {
 		}
 		r.Results = append(r.Results, one)
 	}
-	return r, nil
+	return r, r.Validate()
 }

@@ -12,8 +12,9 @@ const AvailShards = 32
 // TopicPrefix begins the name of every topic.
 const TopicPrefix = "/gridbeam/1/"
 
-// TopicAllow matches every topic that gridbeam speaks; subscriptions to others are refused.
-var TopicAllow = regexp.MustCompile(`^/gridbeam/1/(avail/[0-9a-f]{2}|calls/[a-z0-9-]{1,48}|job/[a-z2-7]{26}|volume/[a-z0-9]{1,80}|trust)$`)
+// TopicAllow matches every topic that gridbeam speaks; subscriptions to others are refused. A job's ID has one
+// text, whose last letter carries three bits, and there are 32 availability shards.
+var TopicAllow = regexp.MustCompile(`^/gridbeam/1/(avail/[01][0-9a-f]|calls/[a-z0-9-]{1,48}|job/[a-z2-7]{25}[aeimquy4]|volume/[a-z0-9]{1,80}|trust)$`)
 
 // TopicAvail returns the availability topic of a GPU model slug ("none" for a node that offers CPU only):
 // the shard is SHA-256(slug)[0] mod 32 in two hex digits (discovery.md 4).

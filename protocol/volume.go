@@ -19,6 +19,7 @@ const (
 	maxAddrs      = 8
 	maxAddrBytes  = 256
 	maxTargetSize = 4096
+	maxCIDBytes   = 64
 )
 
 // VolumeRef names a tree and where a job finds it (volumes.md 3). The bridge resolves a job's volume to a root
@@ -40,22 +41,39 @@ type VolumeRef struct {
 
 func (v *VolumeRef) validate(noun string) error {
 	switch {
-	case v.Name == "" || len(v.Name) > 128:
-		return bounds(noun, "volume.name", "has %d bytes, want 1..128", len(v.Name))
+	case v.Name == "" || len(v.Name) > maxName:
+		return bounds(noun, "volume.name", "has %d bytes, want 1..%d", len(v.Name), maxName)
 	case !v.Root.Defined():
 		return bounds(noun, "volume.root", "is missing")
 	case v.Mode != "ro":
-		return bounds(noun, "volume.mode", "is %q, want ro", v.Mode)
+		return bounds(noun, "volume.mode", "is %.20q, want ro", v.Mode)
 	case len(v.At) > maxTargetSize || !path.IsAbs(v.At) || path.Clean(v.At) != v.At || v.At == "/" || strings.ContainsRune(v.At, 0):
 		return bounds(noun, "volume.at", "%.80q is no clean absolute path below /", v.At)
 	case len(v.Holders) > maxHolders:
 		return bounds(noun, "volume.holders", "has %d entries, at most %d", len(v.Holders), maxHolders)
 	}
+	for i := range v.Holders {
+		if err := validHolder(noun, "volume.holders", &v.Holders[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func validHolder(noun, field string, h *peer.AddrInfo) error {
+	if err := validPeers(noun, h.ID); err != nil {
+		return err
+	}
+	for _, a := range h.Addrs {
+		if len(a) == 0 || len(a.Bytes()) > maxAddrBytes {
+			return bounds(noun, field, "has an address of %d bytes, want 1..%d", len(a.Bytes()), maxAddrBytes)
+		}
+	}
 	return nil
 }
 
 func (v *VolumeRef) toPB() *pb.VolumeRef {
-	m := &pb.VolumeRef{Name: v.Name, Root: v.Root.Bytes(), At: v.At, Mode: v.Mode, Bytes: v.Bytes, Blocks: v.Blocks}
+	m := &pb.VolumeRef{Name: v.Name, Root: cidBytes(v.Root), At: v.At, Mode: v.Mode, Bytes: v.Bytes, Blocks: v.Blocks}
 	for _, h := range v.Holders {
 		m.Holders = append(m.Holders, holderToPB(h))
 	}
@@ -77,6 +95,7 @@ func volumeFromPB(m *pb.VolumeRef) (v VolumeRef, err error) {
 	return v, nil
 }
 
+// holderToPB keeps the first eight addresses.
 func holderToPB(info peer.AddrInfo) *pb.Holder {
 	h := &pb.Holder{PeerId: []byte(info.ID)}
 	for _, a := range info.Addrs[:min(len(info.Addrs), maxAddrs)] {
@@ -86,15 +105,10 @@ func holderToPB(info peer.AddrInfo) *pb.Holder {
 }
 
 func holderFromPB(m *pb.Holder) (info peer.AddrInfo, err error) {
-	if info.ID, err = peerID("holder", m.GetPeerId()); err != nil {
-		return info, err
-	}
-	if len(m.GetAddrs()) > maxAddrs {
-		return info, bounds("holder", "addrs", "has %d entries, at most %d", len(m.GetAddrs()), maxAddrs)
-	}
+	info.ID = PeerID(m.GetPeerId())
 	for _, b := range m.GetAddrs() {
 		if len(b) > maxAddrBytes {
-			return info, bounds("holder", "addrs", "has an address of %d bytes", len(b))
+			return info, bounds("holder", "addrs", "has an address of %d bytes, at most %d", len(b), maxAddrBytes)
 		}
 		a, err := multiaddr.NewMultiaddrBytes(b)
 		if err != nil {
@@ -109,7 +123,7 @@ func cidFrom(what string, b []byte) (cid.Cid, error) {
 	if len(b) == 0 {
 		return cid.Undef, nil
 	}
-	if len(b) > 64 {
+	if len(b) > maxCIDBytes {
 		return cid.Undef, fmt.Errorf("%w: %s has %d bytes", ErrMalformed, what, len(b))
 	}
 	c, err := cid.Cast(b)
