@@ -249,3 +249,25 @@ func TestPayoutRootIsThatOfTheDesign(t *testing.T) {
 		t.Errorf("keeping back more than there is gives %v", err)
 	}
 }
+
+func TestSuggestedRatesAreThoseOfTheDesign(t *testing.T) {
+	for slug, want := range map[string]int64{
+		"rtx-4090": 370139, "rtx-4080": 277546, "rtx-3090-ti": 462731, "rtx-3080": 161806, "rtx-3070": 115509, "rtx-2080-ti": 231250, "gtx-1660-ti": 64583,
+		"gtx-1660-super": 53009, "nvidia-rtx-4090-24gb": 370139, "rtx-3080-12gb": 161806,
+	} {
+		if got, err := SuggestRate(slug, 25); err != nil || got != want {
+			t.Errorf("SuggestRate(%s) = %d, %v, want %d", slug, got, err, want)
+		}
+	}
+	for megabytes, want := range map[int64]int64{0: 350000, 25: 350000, 49: 350000, 50: 367500, 100: 385000, 400: 428750, 1000: 525000, 5000: 525000} {
+		if got, err := surcharge(350_000, megabytes); err != nil || got != want {
+			t.Errorf("$0.35 at %d MB/s is %d, %v, want %d", megabytes, got, err, want)
+		}
+	}
+	if _, err := SuggestRate("gaudi2", 25); !errors.Is(err, ErrNoPrice) {
+		t.Errorf("a GPU without a list price gives %v", err)
+	}
+	if _, err := SuggestRate("rtx-4090", -1); !errors.Is(err, ErrAmount) {
+		t.Errorf("negative bandwidth gives %v", err)
+	}
+}
