@@ -31,6 +31,13 @@ func (r *Rules) Check(module string, files []File) []Breach {
 	var out []Breach
 	homeless := make(map[string]bool)
 	for _, f := range files {
+		if only, ok := r.Formulas[f.Path]; ok {
+			for _, use := range f.Imports {
+				if !slices.Contains(only, use.What) {
+					out = append(out, Breach{f.Path, use.Line, fmt.Sprintf("a file of formulas may not import %s", use.What)})
+				}
+			}
+		}
 		room, inner := r.of(f.Room)
 		if room == nil {
 			if !homeless[f.Room] {

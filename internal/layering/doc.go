@@ -2,7 +2,8 @@
 // may import whom, and this package reads both and names every import that the tables do not allow.
 //
 // The flow:
-//  1. Parse reads the tables of section 1: rooms, inner rooms, libraries with one home, pure rooms.
+//  1. Parse reads the tables of section 1: rooms, inner rooms, libraries with one home, pure rooms and
+//     files of formulas.
 //  2. Load reads every Go file below the root, for all platforms and build tags: what it imports, and where
 //     it touches the clock or the process's randomness.
 //  3. Check gives one Breach for each import or call that no row admits, and for each package without a row.

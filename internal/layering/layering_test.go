@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -39,8 +40,14 @@ func TestRepositoryKeepsToItsArchitecture(t *testing.T) {
 	if len(files) < 100 {
 		t.Fatalf("found %d Go files; the walk lost the tree", len(files))
 	}
-	for _, b := range repositoryRules(t).Check(module, files) {
+	rules := repositoryRules(t)
+	for _, b := range rules.Check(module, files) {
 		t.Error(b)
+	}
+	for file := range rules.Formulas {
+		if !slices.ContainsFunc(files, func(f File) bool { return f.Path == file }) {
+			t.Errorf("docs/ARCHITECTURE.md speaks of %s, which is not there", file)
+		}
 	}
 }
 
@@ -81,6 +88,9 @@ func TestForbiddenEdgesAreCaught(t *testing.T) {
 		{"a pure room opens files", "beambridge/cluster/select.go", "os", "is pure and may not import os"},
 		{"a pure room speaks HTTP", "beambridge/settlement/bill.go", "net/http", "is pure and may not import net/http"},
 
+		{"a formula looks around", "reputation/formulas.go", "os", "a file of formulas may not import os"},
+
+		{"a formula computes", "reputation/formulas.go", "math", ""},
 		{"a role imports its mechanisms", "node/run.go", ours("p2p"), ""},
 		{"messages count as protocol", "p2p/gossip.go", ours("protocol/pb/gridbeam/v1"), ""},
 		{"a room imports its inner room", "volumes/store.go", ours("volumes/internal/store"), ""},
@@ -202,6 +212,12 @@ func TestParseRefusesTablesThatSayNothing(t *testing.T) {
 | room | what |
 |---|---|
 | ` + "`b/c`" + ` | x |
+
+## Formulas
+
+| file | imports only |
+|---|---|
+| ` + "`a/x.go`" + ` | ` + "`math`" + ` |
 `
 	rules, err := Parse(good)
 	if err != nil {
@@ -213,6 +229,7 @@ func TestParseRefusesTablesThatSayNothing(t *testing.T) {
 	for what, bad := range map[string]string{
 		"no table at all":             "# A document",
 		"a table is missing":          strings.Replace(good, "## Pure rooms", "## Clean rooms", 1),
+		"a file is missing":           strings.Replace(good, "| `a/x.go` |", "| x |", 1),
 		"a cell is missing":           strings.Replace(good, "| nothing | x |", "| nothing |", 1),
 		"a word is misspelt":          strings.Replace(good, "nothing", "nothin", 1),
 		"a room has two rows":         strings.Replace(good, "b/{c,d}", "{a,b}", 1),

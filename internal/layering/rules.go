@@ -43,6 +43,8 @@ type Rules struct {
 	Libraries map[string]string
 	// Pure rooms use no clock, randomness, file, network or log.
 	Pure map[string]bool
+	// Formulas gives the packages that a file may import and no others, by the file's path.
+	Formulas map[string][]string
 }
 
 // Parse reads the tables of the document. It returns ErrTable, with the row, when one is missing, does not
@@ -51,6 +53,7 @@ func Parse(document string) (*Rules, error) {
 	r := &Rules{
 		Rooms: make(map[string]*Room), Inner: make(map[string]string),
 		Libraries: make(map[string]string), Pure: make(map[string]bool),
+		Formulas: make(map[string][]string),
 	}
 	for _, table := range []struct {
 		heading string
@@ -60,6 +63,7 @@ func Parse(document string) (*Rules, error) {
 		{"Inner rooms", r.inner},
 		{"Libraries with one home", r.library},
 		{"Pure rooms", r.pure},
+		{"Formulas", r.formula},
 	} {
 		rows := tableUnder(document, table.heading)
 		if len(rows) == 0 {
@@ -133,6 +137,17 @@ func (r *Rules) pure(cells []string) error {
 		return errors.New("want one room")
 	}
 	r.Pure[names(cells[0])[0]] = true
+	return nil
+}
+
+// formula takes a row: files, what they may import.
+func (r *Rules) formula(cells []string) error {
+	if len(cells) != 2 || len(names(cells[0])) == 0 {
+		return errors.New("want files and their imports")
+	}
+	for _, file := range names(cells[0]) {
+		r.Formulas[file] = names(cells[1])
+	}
 	return nil
 }
 
