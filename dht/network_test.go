@@ -222,7 +222,7 @@ func TestAHostileHostCannotGetForgedRecordsListed(t *testing.T) {
 		if v := hub.dir.hear(mallory.id, raw); v != Reject {
 			t.Errorf("%s: heartbeat judged %d, want reject", name, v)
 		}
-		if _, err := gossip.Publish(within(t, time.Second), protocol.TopicAvail("none"), raw); err != nil {
+		if _, err := gossip.Publish(within(t, 5*time.Second), protocol.TopicAvail("none"), raw); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -69,7 +69,7 @@ func TestGossipPublishedRightAfterConnectingArrivesWithinAHeartbeat(t *testing.T
 		t.Fatal(err)
 	}
 	for i, sub := range subs[1:] {
-		m, err := next(t, sub, time.Second)
+		m, err := next(t, sub, 10*time.Second)
 		if err != nil || m.Value != "now" || m.Author != hosts[0].ID() {
 			t.Errorf("subscriber %d: %+v, %v", i, m, err)
 		}
@@ -88,7 +88,7 @@ func TestPublishingNeedsNoSubscription(t *testing.T) {
 	if err := topic.Publish(context.Background(), noteOf(a, "fanout")); err != nil {
 		t.Fatal(err)
 	}
-	if m, err := next(t, sub, time.Second); err != nil || m.Value != "fanout" {
+	if m, err := next(t, sub, 10*time.Second); err != nil || m.Value != "fanout" {
 		t.Errorf("%+v, %v", m, err)
 	}
 }
@@ -159,7 +159,7 @@ func TestInvalidGossipIsRejectedAndCostsTheSenderItsScore(t *testing.T) {
 	if err := topic.Publish(context.Background(), noteOf(honest, "true")); err != nil {
 		t.Fatal(err)
 	}
-	m, err := next(t, sub, 2*time.Second)
+	m, err := next(t, sub, 10*time.Second)
 	if err != nil || m.Value != "true" {
 		t.Errorf("the honest message: %+v, %v", m, err)
 	}
@@ -184,7 +184,7 @@ func TestIgnoredGossipIsDroppedWithoutPenalty(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if m, err := next(t, sub, time.Second); err != nil || m.Value != "new" {
+	if m, err := next(t, sub, 10*time.Second); err != nil || m.Value != "new" {
 		t.Errorf("%+v, %v", m, err)
 	}
 	eventually(t, "score known", func() bool { return b.scores.last.Load() != nil })
@@ -212,7 +212,7 @@ func TestRepublishingAnothersMessageDoesNotSuppressIt(t *testing.T) {
 	if err := topic.Publish(context.Background(), stolen); err != nil {
 		t.Fatal(err)
 	}
-	if m, err := next(t, sub, 2*time.Second); err != nil || m.Value != "mine" {
+	if m, err := next(t, sub, 10*time.Second); err != nil || m.Value != "mine" {
 		t.Errorf("the author's own message: %+v, %v", m, err)
 	}
 }
@@ -229,7 +229,7 @@ func TestOnlyMembersHearAMemberTopic(t *testing.T) {
 		if err := topic.Publish(context.Background(), noteOf(bridge, fmt.Sprint(i))); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := next(t, in, time.Second); err != nil {
+		if _, err := next(t, in, 10*time.Second); err != nil {
 			t.Fatalf("member: %v", err)
 		}
 	}

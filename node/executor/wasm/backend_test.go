@@ -36,6 +36,7 @@ func TestMain(m *testing.M) {
 func newBackend(t testing.TB, change func(*Config)) *Backend {
 	t.Helper()
 	cfg := DefaultConfig()
+	cfg.CompileTimeout = 5 * time.Minute // the race detector makes a compiler twenty times slower
 	if change != nil {
 		change(&cfg)
 	}
