@@ -4,6 +4,7 @@ import (
 	"database/sql/driver"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -63,6 +64,16 @@ func (a *args) blob(b []byte) {
 	a.add(b)
 }
 
+// texts keeps a short list in one column, a text a line.
+func (a *args) texts(field string, list []string) {
+	for _, s := range list {
+		if strings.Contains(s, "\n") && a.err == nil {
+			a.err = fmt.Errorf("%w: %s has %q, which holds a line break", ErrBadRow, field, s)
+		}
+	}
+	a.add(strings.Join(list, "\n"))
+}
+
 // opt keeps the zero ID as NULL.
 func (a *args) opt(b [16]byte) {
 	if b == [16]byte{} {
@@ -73,6 +84,14 @@ func (a *args) opt(b [16]byte) {
 }
 
 func (a *args) cid(c cid.Cid) { a.blob(c.Bytes()) }
+
+// root is a CID that has to be there.
+func (a *args) root(field string, c cid.Cid) {
+	if !c.Defined() && a.err == nil {
+		a.err = fmt.Errorf("%w: %s is undefined", ErrBadRow, field)
+	}
+	a.cid(c)
+}
 
 // peer is a key or names who has to be there, so it may not be empty.
 func (a *args) peer(field string, p protocol.PeerID) {
@@ -122,6 +141,14 @@ func (r *row) int() int64    { return read[int64](r, "a number") }
 func (r *row) bool() bool    { return r.int() != 0 }
 func (r *row) text() string  { return read[string](r, "text") }
 func (r *row) real() float64 { return read[float64](r, "a real number") }
+
+func (r *row) texts() []string {
+	s := r.text()
+	if s == "" {
+		return nil
+	}
+	return strings.Split(s, "\n")
+}
 
 func (r *row) uint() uint64 {
 	n := r.int()

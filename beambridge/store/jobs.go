@@ -3,7 +3,6 @@ package store
 import (
 	"database/sql/driver"
 	"math"
-	"strings"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -161,14 +160,4 @@ func counts(t *Tx, q *query, key ...driver.Value) (map[string]uint64, error) {
 		out[s] = n
 	}
 	return out, nil
-}
-
-// joined keeps a short list of texts that hold no line break in one column.
-func joined(list []string) string { return strings.Join(list, "\n") }
-
-func split(s string) []string {
-	if s == "" {
-		return nil
-	}
-	return strings.Split(s, "\n")
 }

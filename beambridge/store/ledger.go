@@ -30,7 +30,8 @@ GROUP BY account, currency HAVING sum(a)<>0 ORDER BY account, currency LIMIT 1`}
 // LedgerPost appends a transaction and moves the balances that it touches; Seq and Prev are set here. A
 // transaction whose ID is there already with the same kind and postings changes nothing, and posted is false.
 // It returns protocol.ErrImbalance and protocol.ErrBadTransaction for what may not be posted, ErrConflict for
-// another transaction under the ID, and ErrFunds when a user's credit would become negative by it.
+// another transaction under the ID, and ErrFunds when a user's credit would become negative by it. These come
+// before anything is written: an Update that takes them for an answer may go on.
 func (t *Tx) LedgerPost(x protocol.Transaction) (posted bool, err error) { return t.post(x, true) }
 
 // LedgerForce is LedgerPost for what has happened whatever the credit: a deposit that its bank took back.
@@ -39,7 +40,7 @@ func (t *Tx) LedgerForce(x protocol.Transaction) (posted bool, err error) { retu
 func (t *Tx) post(x protocol.Transaction, funds bool) (posted bool, err error) {
 	defer func() {
 		if err != nil {
-			err = t.refuse(fmt.Errorf("posting %s: %w", x.ID, err))
+			err = fmt.Errorf("posting %s: %w", x.ID, err)
 		}
 	}()
 	if err := x.Validate(); err != nil {
@@ -53,10 +54,54 @@ func (t *Tx) post(x protocol.Transaction, funds bool) (posted bool, err error) {
 	case !isNotFound(err):
 		return false, err
 	}
+	after, err := t.balancesAfter(x.Postings, funds)
+	if err != nil {
+		return false, err
+	}
 	if x.Seq, x.Prev, err = t.LedgerHead(); err != nil {
 		return false, err
 	}
 	x.Seq++
+	return true, t.append(x, after)
+}
+
+// balancesAfter returns the balances that postings lead to, as postings, or ErrFunds. Credit is looked at
+// after all of them: a transaction may pass money through an account.
+func (t *Tx) balancesAfter(postings []protocol.Posting, funds bool) ([]protocol.Posting, error) {
+	type key struct {
+		account  string
+		currency protocol.Currency
+	}
+	var out []protocol.Posting
+	at, spends := map[key]int{}, map[int]bool{}
+	for _, p := range postings {
+		k := key{p.Account, p.Currency}
+		i, ok := at[k]
+		if !ok {
+			old, err := t.Balance(p.Account, p.Currency)
+			if err != nil {
+				return nil, err
+			}
+			i, at[k] = len(out), len(out)
+			out = append(out, protocol.Posting{Account: p.Account, Currency: p.Currency, Amount: old})
+		}
+		b := &out[i]
+		if p.Amount > 0 && b.Amount > math.MaxInt64-p.Amount || p.Amount < 0 && b.Amount < math.MinInt64-p.Amount {
+			return nil, fmt.Errorf("%w: balance of %s leaves 64 bits", ErrBadRow, p.Account)
+		}
+		b.Amount += p.Amount
+		spends[i] = spends[i] || p.Amount < 0
+	}
+	for i, b := range out {
+		if funds && spends[i] && b.Amount < 0 && strings.HasPrefix(b.Account, "user/") && strings.HasSuffix(b.Account, "/credit") {
+			return nil, fmt.Errorf("%w: %s lacks %d in the smallest unit of %s", ErrFunds, b.Account, -b.Amount, b.Currency)
+		}
+	}
+	return out, nil
+}
+
+// append writes a transaction, its postings and the balances after it.
+func (t *Tx) append(x protocol.Transaction, after []protocol.Posting) error {
 	hash := x.Hash()
 	if _, err := t.write(putTransaction, func(a *args) {
 		a.uint("Transaction.Seq", x.Seq)
@@ -68,58 +113,24 @@ func (t *Tx) post(x protocol.Transaction, funds bool) (posted bool, err error) {
 		a.hash(x.Prev)
 		a.hash(hash)
 	}); err != nil {
-		return false, err
+		return err
 	}
 	for i, p := range x.Postings {
-		if err := t.posting(x.Seq, i, p); err != nil {
-			return false, err
-		}
-	}
-	if funds {
-		return true, t.checkFunds(x.Postings)
-	}
-	return true, nil
-}
-
-func (t *Tx) posting(seq uint64, line int, p protocol.Posting) error {
-	old, err := t.Balance(p.Account, p.Currency)
-	if err != nil {
-		return err
-	}
-	if p.Amount > 0 && old > math.MaxInt64-p.Amount || p.Amount < 0 && old < math.MinInt64-p.Amount {
-		return fmt.Errorf("%w: balance of %s leaves 64 bits", ErrBadRow, p.Account)
-	}
-	if _, err := t.write(putPosting, func(a *args) {
-		a.uint("Transaction.Seq", seq)
-		a.int(int64(line))
-		a.text(p.Account)
-		a.text(string(p.Currency))
-		a.int(p.Amount)
-	}); err != nil {
-		return err
-	}
-	_, err = t.write(putBalance, func(a *args) {
-		a.text(p.Account)
-		a.text(string(p.Currency))
-		a.int(old + p.Amount)
-	})
-	return err
-}
-
-// checkFunds looks at credit accounts after all postings: a transaction may pass money through one.
-func (t *Tx) checkFunds(postings []protocol.Posting) error {
-	for _, p := range postings {
-		if p.Amount > 0 || !strings.HasPrefix(p.Account, "user/") || !strings.HasSuffix(p.Account, "/credit") {
-			continue
-		}
-		switch b, err := t.Balance(p.Account, p.Currency); {
-		case err != nil:
+		if _, err := t.write(putPosting, func(a *args) {
+			a.uint("Transaction.Seq", x.Seq)
+			a.int(int64(i))
+			a.text(p.Account)
+			a.text(string(p.Currency))
+			a.int(p.Amount)
+		}); err != nil {
 			return err
-		case b < 0:
-			return fmt.Errorf("%w: %s lacks %d in the smallest unit of %s", ErrFunds, p.Account, -b, p.Currency)
 		}
 	}
-	return nil
+	return putAll(t, putBalance, after, func(a *args, b *protocol.Posting) {
+		a.text(b.Account)
+		a.text(string(b.Currency))
+		a.int(b.Amount)
+	})
 }
 
 // LedgerHead returns the number and hash of the last transaction, zeros when there is none.

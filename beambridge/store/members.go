@@ -40,7 +40,7 @@ func (t *Tx) PutMembers(members []Member) error {
 		a.int(int64(m.Slots))
 		a.bool(m.Probation)
 		a.int(m.Ask)
-		a.text(joined(m.Addrs))
+		a.texts("Member.Addrs", m.Addrs)
 		a.text(m.State)
 	})
 }
@@ -48,7 +48,7 @@ func (t *Tx) PutMembers(members []Member) error {
 func scanMember(r *row) Member {
 	return Member{
 		Job: r.id(), Node: r.peer(), Group: r.text(), Site: r.text(), Wallet: r.text(), Slots: int(r.int()), Probation: r.bool(), Ask: r.int(),
-		Addrs: split(r.text()), State: r.text(),
+		Addrs: r.texts(), State: r.text(),
 	}
 }
 

@@ -16,9 +16,10 @@ import (
 // readers is how many Views run at once; more wait. A view holds a connection of about 2 MiB.
 const readers = 4
 
-// Settings of the connections. A page is what a commit writes for each row group that it touches; the log is
-// folded into the file at 2,000 pages, which keeps one fold under a few milliseconds and the log's blocks
-// reused, so that a sync need not grow the file. cache_size is in KiB when negative.
+// Settings of the connections. A commit writes every page that it touches into the log, so pages are small;
+// the log is folded into the file once it has 2,000 of them, by the commit that finds it so, and its blocks
+// are used again, so that a sync need not grow it. Measured on a memory disk the statements of a small commit
+// take 12 microseconds: the rest is the disk's sync. cache_size is in KiB when negative.
 const (
 	writerSettings = `
 PRAGMA busy_timeout=10000;

@@ -30,14 +30,14 @@ func (t *Tx) PutToken(x Token) error {
 		a.hash(x.Hash)
 		a.text(x.User)
 		a.text(x.Name)
-		a.text(joined(x.Scopes))
+		a.texts("Token.Scopes", x.Scopes)
 		a.time(x.Created)
 		a.time(x.Revoked)
 	})
 }
 
 func scanToken(r *row) Token {
-	return Token{Hash: r.hash(), User: r.text(), Name: r.text(), Scopes: split(r.text()), Created: r.time(), Revoked: r.time()}
+	return Token{Hash: r.hash(), User: r.text(), Name: r.text(), Scopes: r.texts(), Created: r.time(), Revoked: r.time()}
 }
 
 // GetToken returns the token with a hash, also a revoked one, or ErrNotFound.
@@ -46,7 +46,9 @@ func (t *Tx) GetToken(hash [32]byte) (Token, error) {
 }
 
 // Tokens returns a user's tokens, revoked ones too, oldest first; an empty user is everybody.
-func (t *Tx) Tokens(user string) ([]Token, error) { return collect(list(t, listTokens, scanToken, user)) }
+func (t *Tx) Tokens(user string) ([]Token, error) {
+	return collect(list(t, listTokens, scanToken, user))
+}
 
 // RevokeToken takes a token back; it returns ErrNotFound when there is no good one with the hash.
 func (t *Tx) RevokeToken(hash [32]byte, at time.Time) error {

@@ -30,7 +30,7 @@ ON CONFLICT (name) DO UPDATE SET root=excluded.root, bytes=excluded.bytes, block
 func (t *Tx) PutVolume(v Volume) error {
 	return putAll(t, putVolume, []Volume{v}, func(a *args, v *Volume) {
 		a.text(v.Name)
-		a.cid(v.Root)
+		a.root("Volume.Root", v.Root)
 		a.uint("Volume.Bytes", v.Bytes)
 		a.uint("Volume.Blocks", v.Blocks)
 		a.uint("Volume.Files", v.Files)
