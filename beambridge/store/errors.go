@@ -47,7 +47,12 @@ func translate(err error) error {
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	case sqlite3.SQLITE_CONSTRAINT:
-		return fmt.Errorf("%w: %w", ErrConflict, err)
+		if code == sqlite3.SQLITE_CONSTRAINT_UNIQUE || code == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY || code == sqlite3.SQLITE_CONSTRAINT_ROWID {
+			return fmt.Errorf("%w: %w", ErrConflict, err)
+		}
+		return fmt.Errorf("%w: %w", ErrBadRow, err)
+	case sqlite3.SQLITE_TOOBIG:
+		return fmt.Errorf("%w: %w", ErrBadRow, err)
 	case sqlite3.SQLITE_IOERR:
 		if code == sqlite3.SQLITE_IOERR_SHMSIZE { // the shared index cannot grow: seen only on a full disk
 			return fmt.Errorf("%w: %w", ErrNoSpace, err)

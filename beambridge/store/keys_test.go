@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"errors"
+	"math"
 	"path/filepath"
 	"testing"
 	"time"
@@ -235,6 +236,15 @@ func TestSumsGrow(t *testing.T) {
 		same(t, day, store.Idle{Node: d.Node, Day: d.Day, IdleMS: 3, PreparingMS: 6, WorkingMS: 9}, err)
 		return nil
 	})
+}
+
+func TestASumThatLeaves64BitsIsRefused(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "bridge.db"))
+	u := store.UsageSum{Node: peerID("a"), WorkingMS: math.MaxInt64}
+	update(t, s, func(tx *store.Tx) error { return tx.AddUsage([]store.UsageSum{u}) })
+	if err := s.Update(t.Context(), func(tx *store.Tx) error { return tx.AddUsage([]store.UsageSum{u}) }); !errors.Is(err, store.ErrBadRow) {
+		t.Errorf("%v, want ErrBadRow", err)
+	}
 }
 
 func TestChainsOfReceipts(t *testing.T) {

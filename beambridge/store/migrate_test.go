@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/fstest"
 
+	"modernc.org/sqlite"
+
 	"github.com/gridbeam/gridbeam/protocol"
 )
 
@@ -135,4 +137,33 @@ func allowed(q *query, plan string) bool {
 		return strings.Contains(plan, "ORDER BY")
 	}
 	return false
+}
+
+// TestTheWriterSyncsEachCommit cannot pull the plug; it asks SQLite whether every setting was taken.
+func TestTheWriterSyncsEachCommit(t *testing.T) {
+	s, err := Open(filepath.Join(t.TempDir(), "bridge.db"), quietLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	w := <-s.writer
+	defer func() { s.writer <- w }()
+	mode := ""
+	for r, err := range w.rows(&query{"PRAGMA journal_mode"}, nil) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		mode = r.text()
+	}
+	if mode != "wal" {
+		t.Errorf("journal_mode is %s", mode)
+	}
+	for pragma, want := range map[string]int64{"synchronous": 2, "page_size": 4096, "wal_autocheckpoint": 2000, "busy_timeout": 10000, "user_version": 1, "application_id": appID} {
+		if got, err := w.integer("PRAGMA " + pragma); got != want || err != nil {
+			t.Errorf("%s is %d, %v, want %d", pragma, got, err, want)
+		}
+	}
+	if !sqlite.FdatasyncEnabled() {
+		t.Error("commits sync with fsync")
+	}
 }

@@ -163,15 +163,20 @@ func (s *Store) Update(ctx context.Context, f func(*Tx) error) error {
 	if err := s.failed.Load(); err != nil {
 		return *err
 	}
-	tx := &Tx{c: c, store: s, cancelled: ctx.Err}
-	if err := c.transact(beginWrite, tx, f); err != nil {
-		clear(s.staff) // some of it may have been undone
+	done := false
+	defer func() {
+		if !done { // also when f panics: holders that it made are undone
+			clear(s.staff)
+		}
+	}()
+	if err := c.transact(beginWrite, &Tx{c: c, store: s, cancelled: ctx.Err}, f); err != nil {
 		if syncFailed(err) {
 			s.log.Error("a sync of the database failed; restart the bridge on a sound disk", "err", err)
 			s.failed.CompareAndSwap(nil, &err)
 		}
 		return err
 	}
+	done = true
 	return nil
 }
 

@@ -49,7 +49,10 @@ func TestAFailedUpdateLeavesNothing(t *testing.T) {
 	}
 	func() {
 		defer func() { _ = recover() }()
-		_ = s.Update(t.Context(), func(tx *store.Tx) error { _ = putChunk(job, 2)(tx); panic("mine") })
+		_ = s.Update(t.Context(), func(tx *store.Tx) error {
+			_ = errors.Join(putChunk(job, 2)(tx), tx.PutLeases([]store.Lease{lease}))
+			panic("mine")
+		})
 	}()
 	if err := s.Update(t.Context(), func(tx *store.Tx) error { // the failed write's error is not handed on
 		_ = tx.PutResults([]store.Result{{Job: job, First: 3, Node: peerID("a")}, {Job: job, First: 3, Node: peerID("b")}})
