@@ -81,8 +81,14 @@ func (d *jobDecoder) located(all JobErrors) error {
 		out = append(out, e)
 	}
 	slices.SortStableFunc(out, func(a, b JobError) int { return cmp.Or(a.Line-b.Line, a.Column-b.Column) })
+	if more := len(out) - maxJobErrors; more > 0 {
+		out = append(out[:maxJobErrors], JobError{File: d.file, Problem: fmt.Sprintf("%d more errors are not shown", more)})
+	}
 	return out
 }
+
+// maxJobErrors bounds what is told of one file.
+const maxJobErrors = 100
 
 // touches says that one field is the other or lies in it.
 func touches(a, b string) bool {
