@@ -94,7 +94,7 @@ func (t *Tracker) lease(c *chunk, k *worker, copied bool, setSeq uint64, now tim
 	if !copied {
 		for _, l := range c.all {
 			if l.State == AttemptSuspect {
-				t.replace(l, reasonSilent, "its node was silent past the lease", fx)
+				t.replace(l, protocol.ReasonHeartbeatLost, "its node was silent past the lease", fx)
 				break
 			}
 		}

@@ -1,40 +1,25 @@
 package cluster
 
-// Reason is a number of the append-only enum of execution.md 7.
-type Reason uint32
+import "github.com/gridbeam/gridbeam/protocol"
 
-const (
-	reasonDone        Reason = 1
-	reasonCancelled   Reason = 80
-	reasonSuperseded  Reason = 83
-	reasonFenced      Reason = 84
-	reasonRefused     Reason = 89
-	reasonBusy        Reason = 90
-	reasonBridge      Reason = 86
-	reasonSilent      Reason = 45
-	reasonRestartLost Reason = 46
-	reasonWrong       Reason = 48
-
-	reasonLeaseExpired Reason = 85
-)
-
-func known(r Reason) Reason {
-	switch {
-	case r == 1, r >= 10 && r <= 23, r >= 40 && r <= 52, r >= 60 && r <= 63, r >= 80 && r <= 90:
-		return r
-	}
-	return reasonBridge
-}
+// Reason is why an attempt, chunk or job ended; the enum and what follows from it is protocol's (execution.md 7).
+type Reason = protocol.Reason
 
 // blamesJob says that the job itself is the first guess of who caused an end.
-func blamesJob(r Reason) bool { r = known(r); return r >= 10 && r <= 23 }
+func blamesJob(r Reason) bool { return r.Blame() == protocol.BlameJob }
 
 // retryNever says that another node would end the same way.
-func retryNever(r Reason) bool { return blamesJob(r) && r != 10 && r != 11 && r != 21 }
+func retryNever(r Reason) bool { return blamesJob(r) && r.Retry() == protocol.RetryNever }
 
 // fatal says that every other chunk of the job would end the same way too: what is wrong is the module, the
 // image, the command, a volume or the budget, not the input.
-func fatal(r Reason) bool { return r == 16 || r == 17 || r == 18 || r == 19 || r == 23 }
+func fatal(r Reason) bool {
+	switch r {
+	case protocol.ReasonBadModule, protocol.ReasonBadImage, protocol.ReasonBadCommand, protocol.ReasonVolumeDenied, protocol.ReasonBudgetExhausted:
+		return true
+	}
+	return false
+}
 
 // notBegun says that the node declares it never started: re-leasing is no re-run.
-func notBegun(r Reason) bool { return r == reasonRefused || r == reasonBusy }
+func notBegun(r Reason) bool { return r == protocol.ReasonRefusedPolicy || r == protocol.ReasonBusy }

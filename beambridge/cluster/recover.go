@@ -43,9 +43,9 @@ func (t *Tracker) Report(node protocol.PeerID, seq uint64, held []Observed, now 
 		for _, l := range k.live {
 			if l.State.Live() && l.SetSeq <= seq && !named[l.ID] {
 				if l.heard {
-					t.lost(l, reasonRestartLost, "its node does not hold it any more", &fx)
+					t.lost(l, protocol.ReasonRestartLost, "its node does not hold it any more", &fx)
 				} else { // nobody's fault: reputation must not read a lost message as a lost chunk
-					t.lost(l, reasonLeaseExpired, "the grant did not reach its node", &fx)
+					t.lost(l, protocol.ReasonLeaseExpired, "the grant did not reach its node", &fx)
 				}
 			}
 		}
@@ -58,11 +58,11 @@ func (t *Tracker) Report(node protocol.PeerID, seq uint64, held []Observed, now 
 func (t *Tracker) stopReason(l *lease) Reason {
 	switch {
 	case t.state == JobCancelled:
-		return reasonCancelled
+		return protocol.ReasonCancelled
 	case l == nil || t.state.Final():
-		return reasonSuperseded
+		return protocol.ReasonSuperseded
 	}
-	return reasonFenced
+	return protocol.ReasonFenced
 }
 
 func (t *Tracker) renew(l *lease, e AttemptEvent, now time.Time, fx *Effects) {
@@ -110,7 +110,7 @@ func (t *Tracker) Expire(now time.Time) Effects {
 			l.giveUp = now.Add(t.cfg.Window)
 			t.settle(l.chunk, &fx)
 		case l.State == AttemptSuspect && !now.Before(l.giveUp) && t.exhausted(l.chunk):
-			t.lost(l, reasonSilent, "its node was silent past the lease and did not come back", &fx)
+			t.lost(l, protocol.ReasonHeartbeatLost, "its node was silent past the lease and did not come back", &fx)
 		}
 	}
 	t.finish(&fx)
@@ -214,7 +214,7 @@ func (t *Tracker) restoreLease(r LeaseRow, now time.Time) error {
 		k.held++
 		k.live = append(k.live, l)
 		t.live = append(t.live, l)
-	case r.State == AttemptHeld, r.State == AttemptDone, r.State == AttemptCancelled && r.Reason == reasonSuperseded:
+	case r.State == AttemptHeld, r.State == AttemptDone, r.State == AttemptCancelled && r.Reason == protocol.ReasonSuperseded:
 	default:
 		t.fault(l)
 	}

@@ -65,7 +65,7 @@ func (t *Tracker) Result(e End, now time.Time) (Verdict, Effects) {
 	}
 	l.Reason, l.Exit, l.Digest, l.Text = e.Reason, e.Exit, e.Digest, e.Text
 	var v Verdict
-	if e.Reason == reasonDone {
+	if e.Reason == protocol.ReasonDone {
 		t.learn(l, max(e.Seconds, 1e-6))
 		v = t.good(l, &fx)
 	} else {
@@ -100,14 +100,14 @@ func (t *Tracker) good(l *lease, fx *Effects) Verdict {
 				}
 				t.move(o, AttemptAccept, fx)
 			} else {
-				o.Reason, o.Text = reasonWrong, "its outputs differ from what the other copies agree on"
+				o.Reason, o.Text = protocol.ReasonResultWrong, "its outputs differ from what the other copies agree on"
 				t.move(o, AttemptFail, fx)
 			}
 		}
 		return t.close(c, winner, fx)
 	}
 	if all >= maxVotes {
-		c.first, c.text = reasonWrong, "nine copies do not agree on their outputs"
+		c.first, c.text = protocol.ReasonResultWrong, "nine copies do not agree on their outputs"
 		t.failChunk(c, fx)
 		return VerdictChunkFailed
 	}
@@ -132,8 +132,8 @@ func (t *Tracker) close(c *chunk, winner *lease, fx *Effects) Verdict {
 func (t *Tracker) drop(c *chunk, fx *Effects) {
 	for _, o := range c.all {
 		if o.State.Live() {
-			fx.Stops = append(fx.Stops, Stop{o.Worker.Peer, o.ID, o.Fence, reasonSuperseded})
-			o.Reason = reasonSuperseded
+			fx.Stops = append(fx.Stops, Stop{o.Worker.Peer, o.ID, o.Fence, protocol.ReasonSuperseded})
+			o.Reason = protocol.ReasonSuperseded
 			t.move(o, AttemptCancel, fx)
 		} else if o.State == AttemptHeld {
 			t.move(o, AttemptCancel, fx)

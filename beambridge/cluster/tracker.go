@@ -572,7 +572,7 @@ func (t *Tracker) endJob(e JobEvent, why Reason, text string, fx *Effects) {
 		return
 	}
 	fx.Reason, fx.Text = why, text
-	stop := reasonCancelled
+	stop := protocol.ReasonCancelled
 	for _, l := range t.live {
 		if l.State.Live() {
 			fx.Stops = append(fx.Stops, Stop{l.Worker.Peer, l.ID, l.Fence, stop})

@@ -332,16 +332,16 @@ func (s *sim) granted(n *simNode, got []Lease, set uint64) {
 }
 
 func (s *sim) outcome(n *simNode, l *simLease) *End {
-	e := &End{Lease: l.ID, Node: n.Peer, Range: l.Range, Fence: l.Fence, Reason: reasonDone, Digest: l.Range.String(), Seconds: float64(l.Range.Len()) / 4 * float64(s.long)}
+	e := &End{Lease: l.ID, Node: n.Peer, Range: l.Range, Fence: l.Fence, Reason: protocol.ReasonDone, Digest: l.Range.String(), Seconds: float64(l.Range.Len()) / 4 * float64(s.long)}
 	for i := l.Range.First; i < l.Range.End; i++ {
 		if s.poison[i] {
 			e.Reason, e.Exit = 10, 1
 		}
 	}
-	if e.Reason == reasonDone && s.faulty && s.r.IntN(10) == 0 && !s.quiet {
-		e.Reason = pickOne(s.r, Reason(40), 43, 60, 81, reasonBusy)
+	if e.Reason == protocol.ReasonDone && s.faulty && s.r.IntN(10) == 0 && !s.quiet {
+		e.Reason = pickOne(s.r, Reason(40), 43, 60, 81, protocol.ReasonBusy)
 	}
-	if e.Reason == reasonBusy { // its word that it never began
+	if e.Reason == protocol.ReasonBusy { // its word that it never began
 		for i := l.Range.First; i < l.Range.End; i++ {
 			s.begun[i]--
 		}

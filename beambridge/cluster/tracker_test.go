@@ -148,13 +148,13 @@ func TestLeaseExpiresWhenHeartbeatsStopAndComesBackUntilItIsReplaced(t *testing.
 		t.Fatalf("re-lease %+v, want fence 2 of the same chunk", next)
 	}
 	d.report("n0", old)
-	if len(d.stops) != 1 || d.stops[0].Lease != old.ID || d.stops[0].Reason != reasonFenced {
+	if len(d.stops) != 1 || d.stops[0].Lease != old.ID || d.stops[0].Reason != protocol.ReasonFenced {
 		t.Errorf("stops %+v, want the old lease fenced", d.stops)
 	}
-	d.want("a result under the old fence", d.result(old, reasonDone, 0), VerdictFenced)
-	d.want("the result under the new one", d.result(next, reasonDone, 0), VerdictAccounted)
-	d.want("the old one again", d.result(old, reasonDone, 0), VerdictDuplicate)
-	d.want("the new one again", d.result(next, reasonDone, 0), VerdictDuplicate)
+	d.want("a result under the old fence", d.result(old, protocol.ReasonDone, 0), VerdictFenced)
+	d.want("the result under the new one", d.result(next, protocol.ReasonDone, 0), VerdictAccounted)
+	d.want("the old one again", d.result(old, protocol.ReasonDone, 0), VerdictDuplicate)
+	d.want("the new one again", d.result(next, protocol.ReasonDone, 0), VerdictDuplicate)
 	if d.tr.State() != JobDone || d.leases[old.ID].State != AttemptLost {
 		t.Errorf("job %s, old attempt %s", d.tr.State(), d.leases[old.ID].State)
 	}
@@ -164,7 +164,7 @@ func TestSilentLeaseMayStillDeliverUntilItIsReplaced(t *testing.T) {
 	d := newDesk(t, 1, nil, "a", "b")
 	l := d.one("n0")
 	d.wait(60)
-	d.want("a late result", d.result(l, reasonDone, 0), VerdictAccounted)
+	d.want("a late result", d.result(l, protocol.ReasonDone, 0), VerdictAccounted)
 }
 
 func TestResultThatContradictsItsLeaseIsRefused(t *testing.T) {
@@ -174,14 +174,14 @@ func TestResultThatContradictsItsLeaseIsRefused(t *testing.T) {
 		"other node": func(e *End) { e.Node = "n1" }, "other fence": func(e *End) { e.Fence++ }, "other range": func(e *End) { e.Range.End++ },
 		"range beyond the job": func(e *End) { e.Lease, e.Range = protocol.LeaseID{9}, Range{3, 4} }, "empty range": func(e *End) { e.Lease, e.Range = protocol.LeaseID{9}, Range{1, 1} },
 	} {
-		e := End{Lease: l.ID, Node: l.Node, Range: l.Range, Fence: l.Fence, Reason: reasonDone}
+		e := End{Lease: l.ID, Node: l.Node, Range: l.Range, Fence: l.Fence, Reason: protocol.ReasonDone}
 		change(&e)
 		if v, fx := d.tr.Result(e, d.now); v != VerdictRefused || len(fx.Chunks)+len(fx.Leases) > 0 {
 			t.Errorf("%s: %s with %+v", what, v, fx)
 		}
 	}
-	d.want("a lease nobody gave", d.result(Lease{ID: protocol.LeaseID{9}, Node: "n1", Range: Range{1, 2}, Fence: 1}, reasonDone, 0), VerdictFenced)
-	d.want("the honest one", d.result(l, reasonDone, 0), VerdictAccounted)
+	d.want("a lease nobody gave", d.result(Lease{ID: protocol.LeaseID{9}, Node: "n1", Range: Range{1, 2}, Fence: 1}, protocol.ReasonDone, 0), VerdictFenced)
+	d.want("the honest one", d.result(l, protocol.ReasonDone, 0), VerdictAccounted)
 }
 
 func TestThreeOperatorsThatSeeTheSameEndConvictTheJob(t *testing.T) {
@@ -193,7 +193,7 @@ func TestThreeOperatorsThatSeeTheSameEndConvictTheJob(t *testing.T) {
 	d.want("other exit code", d.result(d.one("n1"), 10, 4), VerdictRetry)
 	d.want("second", d.result(d.one("n2"), 10, 3), VerdictRetry)
 	d.want("third operator alike", d.result(d.one("n3"), 10, 3), VerdictChunkFailed)
-	if c := d.chunks[0]; c.State != ChunkFailed || c.Reason != 10 || c.Text != "reason 10" {
+	if c := d.chunks[0]; c.State != ChunkFailed || c.Reason != protocol.ReasonExitNonzero || c.Text != "reason exit_nonzero" {
 		t.Errorf("chunk row %+v", c)
 	}
 }
@@ -231,7 +231,7 @@ func TestBadModuleEndsTheJobAndStopsTheOthers(t *testing.T) {
 	if d.tr.State() != JobFailed || len(d.stops) != 1 || d.stops[0].Lease != other.ID {
 		t.Errorf("job %s, stops %+v", d.tr.State(), d.stops)
 	}
-	d.want("the other's result", d.result(other, reasonDone, 0), VerdictFenced)
+	d.want("the other's result", d.result(other, protocol.ReasonDone, 0), VerdictFenced)
 }
 
 func TestJobWhoseFirstThreeChunksFailIsHopeless(t *testing.T) {
@@ -242,11 +242,11 @@ func TestJobWhoseFirstThreeChunksFailIsHopeless(t *testing.T) {
 	d.want("the third", d.result(d.one("n0"), 12, 0), VerdictJobFailed)
 
 	d = newDesk(t, 10, nil, "a")
-	d.want("one is done", d.result(d.one("n0"), reasonDone, 0), VerdictAccounted)
+	d.want("one is done", d.result(d.one("n0"), protocol.ReasonDone, 0), VerdictAccounted)
 	for range 8 {
 		d.want("out of memory", d.result(d.one("n0"), 12, 0), VerdictChunkFailed)
 	}
-	d.want("the last is good", d.result(d.one("n0"), reasonDone, 0), VerdictAccounted)
+	d.want("the last is good", d.result(d.one("n0"), protocol.ReasonDone, 0), VerdictAccounted)
 	if p := d.tr.Progress(); p.State != JobFailed || p.ChunksDone != 2 || p.ChunksFailed != 8 {
 		t.Errorf("%+v: a job with failed chunks runs to its end and is failed", p)
 	}
@@ -259,37 +259,37 @@ func TestRetriesZeroMeansAtMostOnce(t *testing.T) {
 	if got := d.grant("n1", 2); len(got) != 1 || got[0].Range == l.Range {
 		t.Fatalf("n1 got %+v: the silent chunk must not run twice", got)
 	}
-	d.want("it comes back late", d.result(l, reasonDone, 0), VerdictAccounted)
+	d.want("it comes back late", d.result(l, protocol.ReasonDone, 0), VerdictAccounted)
 	d.wait(7) // the other falls silent too, for good
 	d.wait(119)
 	if d.tr.State() != JobRunning {
 		t.Fatalf("job %s inside the window", d.tr.State())
 	}
 	d.wait(2)
-	if d.tr.State() != JobFailed || d.chunks[1].Reason != reasonSilent {
+	if d.tr.State() != JobFailed || d.chunks[1].Reason != protocol.ReasonHeartbeatLost {
 		t.Errorf("job %s, %+v: after the window the silent chunk failed", d.tr.State(), d.chunks[1])
 	}
 
 	d = newDesk(t, 1, func(c *Config) { c.Retries = 0 }, "a", "b")
-	d.want("a node that never began", d.result(d.one("n0"), reasonBusy, 0), VerdictRetry)
-	d.want("so another may", d.result(d.one("n1"), reasonDone, 0), VerdictAccounted)
+	d.want("a node that never began", d.result(d.one("n0"), protocol.ReasonBusy, 0), VerdictRetry)
+	d.want("so another may", d.result(d.one("n1"), protocol.ReasonDone, 0), VerdictAccounted)
 }
 
 func TestBusyNodeIsLeftAloneForAWhile(t *testing.T) {
 	d := newDesk(t, 1, nil, "a")
-	d.want("busy", d.result(d.one("n0"), reasonBusy, 0), VerdictRetry)
+	d.want("busy", d.result(d.one("n0"), protocol.ReasonBusy, 0), VerdictRetry)
 	if got := d.grant("n0", 1); len(got) != 0 {
 		t.Error("a busy node got more at once")
 	}
 	d.wait(1.1)
-	d.want("later", d.result(d.one("n0"), reasonDone, 0), VerdictAccounted)
+	d.want("later", d.result(d.one("n0"), protocol.ReasonDone, 0), VerdictAccounted)
 }
 
 func TestStragglerIsCopiedOnAnIdleNodeAndTheLoserStopped(t *testing.T) {
 	d := newDesk(t, 20, nil, "a", "b")
 	slow := d.one("n0")
 	for range 18 {
-		d.want("a sibling", d.result(d.one("n1"), reasonDone, 0), VerdictAccounted)
+		d.want("a sibling", d.result(d.one("n1"), protocol.ReasonDone, 0), VerdictAccounted)
 	}
 	last := d.one("n1")
 	d.report("n0", slow)
@@ -308,23 +308,23 @@ func TestStragglerIsCopiedOnAnIdleNodeAndTheLoserStopped(t *testing.T) {
 		t.Errorf("%+v: at most two copies, and none of a chunk on its own node", got)
 	}
 	d.report("n0", slow) // the copy made no fence old
-	d.want("the copy wins", d.result(c, reasonDone, 0), VerdictAccounted)
-	if len(d.stops) != 1 || d.stops[0].Lease != slow.ID || d.stops[0].Reason != reasonSuperseded {
+	d.want("the copy wins", d.result(c, protocol.ReasonDone, 0), VerdictAccounted)
+	if len(d.stops) != 1 || d.stops[0].Lease != slow.ID || d.stops[0].Reason != protocol.ReasonSuperseded {
 		t.Errorf("stops %+v, want the loser superseded", d.stops)
 	}
-	d.want("the loser", d.result(slow, reasonDone, 0), VerdictDuplicate)
+	d.want("the loser", d.result(slow, protocol.ReasonDone, 0), VerdictDuplicate)
 }
 
 func TestOriginalMayWinAgainstItsCopy(t *testing.T) {
 	d := newDesk(t, 10, nil, "a", "b")
 	slow := d.one("n0")
 	for range 9 {
-		d.result(d.one("n1"), reasonDone, 0)
+		d.result(d.one("n1"), protocol.ReasonDone, 0)
 	}
 	d.now = d.now.Add(5 * time.Second)
 	c := d.one("n1")
-	d.want("the original", d.result(slow, reasonDone, 0), VerdictAccounted)
-	d.want("the copy", d.result(c, reasonDone, 0), VerdictDuplicate)
+	d.want("the original", d.result(slow, protocol.ReasonDone, 0), VerdictAccounted)
+	d.want("the copy", d.result(c, protocol.ReasonDone, 0), VerdictDuplicate)
 	if d.tr.Progress().ChunksDone != 10 {
 		t.Errorf("%+v", d.tr.Progress())
 	}
@@ -338,7 +338,7 @@ func TestCopiesAreComparedAndStayOnDifferentOperators(t *testing.T) {
 	}
 	second := d.one("n2")
 	end := func(l Lease, digest string) Verdict {
-		v, fx := d.tr.Result(End{Lease: l.ID, Node: l.Node, Range: l.Range, Fence: l.Fence, Reason: reasonDone, Digest: digest}, d.now)
+		v, fx := d.tr.Result(End{Lease: l.ID, Node: l.Node, Range: l.Range, Fence: l.Fence, Reason: protocol.ReasonDone, Digest: digest}, d.now)
 		d.keep(fx)
 		return v
 	}
@@ -349,7 +349,7 @@ func TestCopiesAreComparedAndStayOnDifferentOperators(t *testing.T) {
 	d.restart() // votes survive
 	d.report("n3", third)
 	d.want("third decides", end(third, "x"), VerdictAccounted)
-	if a, b := d.leases[first.ID].State, d.leases[second.ID]; a != AttemptDone || b.State != AttemptFailed || b.Reason != reasonWrong {
+	if a, b := d.leases[first.ID].State, d.leases[second.ID]; a != AttemptDone || b.State != AttemptFailed || b.Reason != protocol.ReasonResultWrong {
 		t.Errorf("first %s, second %+v", a, b)
 	}
 }
@@ -362,12 +362,12 @@ func TestNewcomersGetOnlyReplicatedTrialChunks(t *testing.T) {
 	if len(trial) != 1 {
 		t.Fatalf("a newcomer got %d chunks at once, want 1 trial", len(trial))
 	}
-	d.want("alone it decides nothing", d.result(trial[0], reasonDone, 0), VerdictHeld)
+	d.want("alone it decides nothing", d.result(trial[0], protocol.ReasonDone, 0), VerdictHeld)
 	again := d.one("n0")
 	if again.Range != trial[0].Range {
 		t.Fatalf("the vetted node got %v, want the trial %v", again.Range, trial[0].Range)
 	}
-	d.want("the vetted copy agrees", d.result(again, reasonDone, 0), VerdictAccounted)
+	d.want("the vetted copy agrees", d.result(again, protocol.ReasonDone, 0), VerdictAccounted)
 }
 
 func TestGrantThatNeverArrivedIsFoundByTheReport(t *testing.T) {
@@ -384,13 +384,13 @@ func TestGrantThatNeverArrivedIsFoundByTheReport(t *testing.T) {
 	if next.Fence != 2 {
 		t.Errorf("%+v", next)
 	}
-	if r := d.leases[l.ID]; r.State != AttemptLost || r.Reason != reasonLeaseExpired {
+	if r := d.leases[l.ID]; r.State != AttemptLost || r.Reason != protocol.ReasonLeaseExpired {
 		t.Errorf("%+v: a grant that got lost is nobody's fault", r)
 	}
-	d.want("it did run after all", d.result(l, reasonDone, 0), VerdictFenced)
+	d.want("it did run after all", d.result(l, protocol.ReasonDone, 0), VerdictFenced)
 	d.report("n1", next)
 	d.report("n1")
-	if r := d.leases[next.ID]; r.State != AttemptLost || r.Reason != reasonRestartLost {
+	if r := d.leases[next.ID]; r.State != AttemptLost || r.Reason != protocol.ReasonRestartLost {
 		t.Errorf("%+v: what a node held and lost is its fault", r)
 	}
 }
@@ -398,21 +398,21 @@ func TestGrantThatNeverArrivedIsFoundByTheReport(t *testing.T) {
 func TestRestartKeepsRunningChunksAndGivesNoNewFenceInsideTheWindow(t *testing.T) {
 	d := newDesk(t, 4, nil, "a", "b")
 	a, b := d.one("n0"), d.one("n1")
-	d.want("one is done", d.result(d.one("n0"), reasonDone, 0), VerdictAccounted)
+	d.want("one is done", d.result(d.one("n0"), protocol.ReasonDone, 0), VerdictAccounted)
 	d.restart()
 	d.wait(60) // neither has called yet
 	if got := d.grant("n1", 4); len(got) != 1 || got[0].Range.First != 3 {
 		t.Fatalf("inside the window n1 got %+v, want only the chunk that was never leased", got)
 	}
 	d.report("n0", a)
-	d.want("adopted", d.result(a, reasonDone, 0), VerdictAccounted)
+	d.want("adopted", d.result(a, protocol.ReasonDone, 0), VerdictAccounted)
 	d.tr.Unreachable("n1", d.now)
 	d.wait(6.1)
 	got := d.grant("n0", 4)
 	if !slices.ContainsFunc(got, func(l Lease) bool { return l.Range == b.Range && l.Fence == 2 }) {
 		t.Errorf("%+v, want the unreachable node's %v under fence 2", got, b.Range)
 	}
-	d.want("a repeated result from before the restart", d.result(a, reasonDone, 0), VerdictDuplicate)
+	d.want("a repeated result from before the restart", d.result(a, protocol.ReasonDone, 0), VerdictDuplicate)
 	if p := d.tr.Progress(); p.ChunksDone != 2 {
 		t.Errorf("%+v", p)
 	}
@@ -443,7 +443,7 @@ func TestProbesComeFirstAndTheRestIsCutWhenTheyReturn(t *testing.T) {
 	if len(ready) != 4 || ready[0].Range.Len() != 1 {
 		t.Fatalf("%d chunks %v at first, want 4 probes for 4 slots", len(ready), ready)
 	}
-	if l := d.one("n0"); d.result(l, reasonDone, 0) != VerdictAccounted { // 1 s an input
+	if l := d.one("n0"); d.result(l, protocol.ReasonDone, 0) != VerdictAccounted { // 1 s an input
 		t.Fatal("probe")
 	}
 	ready = d.tr.Announce()
@@ -468,11 +468,11 @@ func TestNodeHoldsAtMostTwoLeasesASlot(t *testing.T) {
 func TestCancelStopsEveryLeaseAndNothingCountsAfterwards(t *testing.T) {
 	d := newDesk(t, 10, nil, "a", "b")
 	ls := append(d.grant("n0", 2), d.grant("n1", 1)...)
-	fx, err := d.tr.Cancel(JobCancel, reasonCancelled, "by its owner")
+	fx, err := d.tr.Cancel(JobCancel, protocol.ReasonCancelled, "by its owner")
 	if err != nil || fx.State != JobCancelled || len(fx.Stops) != 3 {
 		t.Fatalf("%+v, %v", fx, err)
 	}
-	d.want("a result afterwards", d.result(ls[0], reasonDone, 0), VerdictFenced)
+	d.want("a result afterwards", d.result(ls[0], protocol.ReasonDone, 0), VerdictFenced)
 	if got := d.grant("n0", 1); len(got) != 0 || d.tr.Announce() != nil {
 		t.Error("a cancelled job gave out work")
 	}
@@ -494,7 +494,7 @@ func TestJobWaitsWithoutNodesAndRunsWhenOneComes(t *testing.T) {
 	if fx := d.tr.Join(Worker{Peer: "n9", Slots: 1}, d.now); fx.State != JobRunning || !fx.Pending {
 		t.Errorf("%+v", fx)
 	}
-	d.want("the node that left may finish until it is replaced", d.result(l, reasonDone, 0), VerdictAccounted)
+	d.want("the node that left may finish until it is replaced", d.result(l, protocol.ReasonDone, 0), VerdictAccounted)
 	if d.tr.State() != JobDone {
 		t.Error(d.tr.State())
 	}
@@ -507,7 +507,7 @@ func TestDroppedNodeLosesItsLeasesAtOnce(t *testing.T) {
 	if next := d.one("n1"); next.Fence != 2 {
 		t.Errorf("%+v", next)
 	}
-	d.want("its result", d.result(l, reasonDone, 0), VerdictFenced)
+	d.want("its result", d.result(l, protocol.ReasonDone, 0), VerdictFenced)
 }
 
 func TestOpenInputsGrowUntilSealed(t *testing.T) {
@@ -519,7 +519,7 @@ func TestOpenInputsGrowUntilSealed(t *testing.T) {
 		t.Error("new inputs are not pending")
 	}
 	for range 2 {
-		d.want("item", d.result(d.one("n0"), reasonDone, 0), VerdictAccounted)
+		d.want("item", d.result(d.one("n0"), protocol.ReasonDone, 0), VerdictAccounted)
 	}
 	if fx := d.tr.Seal(); fx.State != JobDone {
 		t.Errorf("%+v", fx)
@@ -565,7 +565,7 @@ func TestMillionChunksStayWithinMemory(t *testing.T) {
 		}
 		slices.Reverse(ls)
 		for _, l := range ls {
-			if v, _ := d.tr.Result(End{Lease: l.ID, Node: l.Node, Range: l.Range, Fence: l.Fence, Reason: reasonDone, Seconds: 1}, d.now); v != VerdictAccounted {
+			if v, _ := d.tr.Result(End{Lease: l.ID, Node: l.Node, Range: l.Range, Fence: l.Fence, Reason: protocol.ReasonDone, Seconds: 1}, d.now); v != VerdictAccounted {
 				t.Fatal(v)
 			}
 		}
@@ -592,7 +592,7 @@ func BenchmarkDispatch(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		ls, _, _ := tr.Grant("n", 1, 1, noon)
-		tr.Result(End{Lease: ls[0].ID, Node: "n", Range: ls[0].Range, Fence: ls[0].Fence, Reason: reasonDone, Seconds: 1}, noon)
+		tr.Result(End{Lease: ls[0].ID, Node: "n", Range: ls[0].Range, Fence: ls[0].Fence, Reason: protocol.ReasonDone, Seconds: 1}, noon)
 		if i%1000 == 0 {
 			tr.Expire(noon)
 		}
