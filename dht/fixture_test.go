@@ -1,6 +1,7 @@
 package dht
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -53,6 +54,25 @@ func (r *seedReader) Read(p []byte) (int, error) {
 		p[i] = r.seed[i%len(r.seed)]
 	}
 	return len(p), nil
+}
+
+// seal describes how a noun is signed, written here a second time, so that tests can forge what protocol
+// refuses to sign and so that the two have to agree.
+type seal struct {
+	domain, codec string
+	payload       []byte
+}
+
+func (s *seal) Domain() string                 { return s.domain }
+func (s *seal) Codec() []byte                  { return []byte(s.codec) }
+func (s *seal) MarshalRecord() ([]byte, error) { return s.payload, nil }
+func (s *seal) UnmarshalRecord(b []byte) error { s.payload = bytes.Clone(b); return nil }
+func capabilitySeal() *seal {
+	return &seal{domain: "gridbeam/capability/v1", codec: "/gridbeam/capability"}
+}
+
+func availabilitySeal() *seal {
+	return &seal{domain: "gridbeam/availability/v1", codec: "/gridbeam/availability"}
 }
 
 func sign(t testing.TB, key crypto.PrivKey, as *seal, m proto.Message) []byte {

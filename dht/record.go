@@ -8,10 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
-	envelope "github.com/libp2p/go-libp2p/core/record"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/gridbeam/gridbeam/protocol"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
@@ -39,24 +36,6 @@ const (
 	maxBeatAge    = 5 * time.Minute
 	digestSize    = 8
 )
-
-// seal describes how a noun is signed; it implements the envelope's Record for verification.
-type seal struct {
-	domain, codec string
-	payload       []byte
-}
-
-func (s *seal) Domain() string                 { return s.domain }
-func (s *seal) Codec() []byte                  { return []byte(s.codec) }
-func (s *seal) MarshalRecord() ([]byte, error) { return s.payload, nil }
-func (s *seal) UnmarshalRecord(b []byte) error { s.payload = bytes.Clone(b); return nil }
-func capabilitySeal() *seal {
-	return &seal{domain: "gridbeam/capability/v1", codec: "/gridbeam/capability"}
-}
-
-func availabilitySeal() *seal {
-	return &seal{domain: "gridbeam/availability/v1", codec: "/gridbeam/availability"}
-}
 
 func digestOf(raw []byte) (d [digestSize]byte) { s := sha256.Sum256(raw); copy(d[:], s[:]); return d }
 
@@ -91,42 +70,29 @@ func openCapability(raw []byte, owner peer.ID, now time.Time) (*record, error) {
 	if len(raw) > protocol.MaxCapability {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(raw), protocol.MaxCapability)
 	}
-	payload, err := unseal(raw, owner, capabilitySeal())
+	c, err := protocol.OpenCapability(raw, owner)
 	if err != nil {
-		return nil, err
+		return nil, refusal(err)
 	}
-	c := &pb.Capability{}
-	if err := proto.Unmarshal(payload, c); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
-	}
-	if err := checkCapability(c, owner, now); err != nil {
+	if err := checkCapability(c, now); err != nil {
 		return nil, err
 	}
 	return &record{raw: bytes.Clone(raw), peer: owner, cap: c, digest: digestOf(raw)}, nil
 }
 
-// unseal returns the payload that owner has signed.
-func unseal(raw []byte, owner peer.ID, as *seal) ([]byte, error) {
-	env, err := envelope.UnmarshalEnvelope(raw)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
+// refusal translates protocol's reasons for which an envelope was refused.
+func refusal(err error) error {
+	for _, r := range []struct{ is, as error }{
+		{protocol.ErrTooLarge, ErrTooLarge}, {protocol.ErrSignature, ErrNotOwner}, {protocol.ErrAuthor, ErrNotOwner}, {protocol.ErrBounds, ErrBounds},
+	} {
+		if errors.Is(err, r.is) {
+			return fmt.Errorf("%w: %w", r.as, err)
+		}
 	}
-	if string(env.PayloadType) != as.codec {
-		return nil, fmt.Errorf("%w: payload type %.40q, want %q", ErrFormat, env.PayloadType, as.codec)
-	}
-	if env.PublicKey.Type() != crypto.Ed25519 || !owner.MatchesPublicKey(env.PublicKey) {
-		return nil, fmt.Errorf("%w: signed by a key that is not %s's", ErrNotOwner, owner)
-	}
-	if _, err := envelope.ConsumeTypedEnvelope(raw, as); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotOwner, err)
-	}
-	return as.payload, nil
+	return fmt.Errorf("%w: %w", ErrFormat, err)
 }
 
-func checkCapability(c *pb.Capability, owner peer.ID, now time.Time) error {
-	if string(c.GetPeerId()) != string(owner) {
-		return fmt.Errorf("%w: it speaks for another peer", ErrNotOwner)
-	}
+func checkCapability(c *pb.Capability, now time.Time) error {
 	if c.GetFormat() == 0 || c.GetMinReader() > readerVersion {
 		return fmt.Errorf("%w: format %d needs reader %d, this is %d", ErrFormat, c.GetFormat(), c.GetMinReader(), readerVersion)
 	}
@@ -222,16 +188,9 @@ func openBeat(raw []byte, author peer.ID) (*beat, error) {
 	if len(raw) > protocol.MaxAvailability {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(raw), protocol.MaxAvailability)
 	}
-	payload, err := unseal(raw, author, availabilitySeal())
+	a, err := protocol.OpenAvailability(raw, author)
 	if err != nil {
-		return nil, err
-	}
-	a := &pb.Availability{}
-	if err := proto.Unmarshal(payload, a); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
-	}
-	if string(a.GetPeerId()) != string(author) {
-		return nil, fmt.Errorf("%w: it speaks for another peer", ErrNotOwner)
+		return nil, refusal(err)
 	}
 	b := &bounds{}
 	if a.GetFormat() == 0 || a.GetSeq() == 0 || a.GetPeriodS() == 0 {
@@ -304,29 +263,12 @@ func (v Validator) Select(_ string, values [][]byte) (int, error) {
 
 // seqOf reads the sequence number without verifying: kad-dht selects only among what it has validated.
 func seqOf(raw []byte) (uint64, bool) {
-	if len(raw) > protocol.MaxCapability {
-		return 0, false
-	}
-	env, err := envelope.UnmarshalEnvelope(raw)
-	if err != nil || string(env.PayloadType) != capabilitySeal().codec {
-		return 0, false
-	}
-	c := &pb.Capability{}
-	if proto.Unmarshal(env.RawPayload, c) != nil {
-		return 0, false
-	}
-	return c.GetSeq(), true
+	c, err := protocol.PeekCapability(raw)
+	return c.GetSeq(), err == nil
 }
 
 // signerOf names the peer whose key an envelope carries, unverified.
 func signerOf(raw []byte) (peer.ID, bool) {
-	if len(raw) > protocol.MaxCapability {
-		return "", false
-	}
-	env, err := envelope.UnmarshalEnvelope(raw)
-	if err != nil {
-		return "", false
-	}
-	id, err := peer.IDFromPublicKey(env.PublicKey)
+	id, err := protocol.SignerOf(raw)
 	return id, err == nil
 }
