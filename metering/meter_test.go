@@ -343,7 +343,7 @@ func TestClockSlewsAndNeverSteps(t *testing.T) {
 // words of the bridge and reports; the three integrals, and the records of everything, sum to the uptime of a
 // model that only knows when a slot was up.
 func TestTimelineIsExact(t *testing.T) {
-	histories := 3000
+	histories := 1500
 	if testing.Short() {
 		histories = 300
 	}
