@@ -3,7 +3,9 @@ package store_test
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -174,4 +176,59 @@ func BenchmarkLedger(b *testing.B) {
 		})
 	}
 	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "transactions/s")
+}
+
+// BenchmarkMillionChunks is a job of 1,000,000 chunks, granted and finished 256 at a time, and its restart.
+func BenchmarkMillionChunks(b *testing.B) {
+	const chunksAll, batch = 1_000_000, 256
+	for b.Loop() {
+		path := filepath.Join(b.TempDir(), "bridge.db")
+		s := open(b, path)
+		job, node := protocol.NewJobID(), peerID("a")
+		begin := time.Now()
+		for first := uint64(0); first < chunksAll; first += batch {
+			n := min(batch, chunksAll-first)
+			chunks, leases, results := make([]store.Chunk, n), make([]store.Lease, n), make([]store.Result, n)
+			for i := range n {
+				chunks[i], leases[i] = grant(job, first+i, node)
+			}
+			update(b, s, func(t *store.Tx) error { return errors.Join(t.PutChunks(chunks), t.PutLeases(leases)) })
+			for i := range n {
+				chunks[i], leases[i], results[i] = finish(chunks[i], leases[i])
+			}
+			update(b, s, func(t *store.Tx) error {
+				return errors.Join(t.PutChunks(chunks), t.PutLeases(leases), t.PutResults(results))
+			})
+		}
+		b.ReportMetric(chunksAll/time.Since(begin).Seconds(), "chunks/s")
+		begin = time.Now()
+		view(b, s, func(t *store.Tx) error {
+			n := 0
+			for _, err := range t.Chunks(job) {
+				if err != nil {
+					return err
+				}
+				n++
+			}
+			for _, err := range t.OpenLeases(job) {
+				b.Fatal("no chunk is open", err)
+			}
+			if n != chunksAll {
+				b.Fatalf("%d chunks", n)
+			}
+			return nil
+		})
+		b.ReportMetric(time.Since(begin).Seconds(), "restart-s")
+		begin = time.Now()
+		view(b, s, func(t *store.Tx) error { _, err := t.NodeShares(job); return err })
+		b.ReportMetric(time.Since(begin).Seconds(), "shares-s")
+		if err := s.Close(); err != nil {
+			b.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(info.Size())/chunksAll, "bytes/chunk")
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	_ "modernc.org/sqlite"
@@ -72,6 +73,10 @@ func TestWhatMayNotBePostedIsRefusedAndTheUpdateGoesOn(t *testing.T) {
 	if b := balance(t, s, "user/u/credit"); b != -100 {
 		t.Errorf("credit is %d, want -100 by force", b)
 	}
+	update(t, s, func(tx *store.Tx) error { // who pays part of a debt is not told to have too little credit
+		_, err := tx.LedgerPost(deposit("deposit/3", "u", 60))
+		return err
+	})
 	view(t, s, func(tx *store.Tx) error { return tx.LedgerVerify() })
 }
 
@@ -237,7 +242,8 @@ func TestALedgerThatSomebodyEditedIsNoticed(t *testing.T) {
 		"an amount":              "DROP TRIGGER postings_keep; UPDATE postings SET amount=amount-1 WHERE seq=2 AND line=0",
 		"a transaction is gone":  "DROP TRIGGER transactions_hold; DELETE FROM transactions WHERE seq=2",
 		"the first one is gone":  "DROP TRIGGER transactions_hold; DELETE FROM transactions WHERE seq=1",
-		"a hash is made to fit":  "DROP TRIGGER transactions_keep; UPDATE transactions SET ref='x', hash=zeroblob(32) WHERE seq=1",
+		"a reference":            "DROP TRIGGER transactions_keep; UPDATE transactions SET ref='x' WHERE seq=2",
+		"a hash is made to fit":  "DROP TRIGGER transactions_keep; UPDATE transactions SET ref='x', hash=x'%x' WHERE seq=2",
 		"a balance":              "UPDATE balances SET amount=amount+1 WHERE account='fee/operator'",
 		"a balance out of hand":  "INSERT INTO balances VALUES ('user/mallory/credit', 'USD', 1000000)",
 		"with the triggers, not": "UPDATE postings SET amount=0",
@@ -252,6 +258,14 @@ func TestALedgerThatSomebodyEditedIsNoticed(t *testing.T) {
 					}
 				}
 				return nil
+			})
+			view(t, s, func(tx *store.Tx) error {
+				x, err := tx.LedgerGet("c/1")
+				x.Ref = "x"
+				if strings.Contains(edit, "%x") {
+					edit = fmt.Sprintf(edit, x.Hash())
+				}
+				return err
 			})
 			db, err := sql.Open("sqlite", path)
 			if err != nil {
