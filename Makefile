@@ -29,7 +29,7 @@ build: ## bin/gridbeam
 	@mkdir -p bin
 	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/gridbeam ./cmd/gridbeam
 
-sweep: # the demo's job, as a WebAssembly module
+sweep: ## the demo's job, as a WebAssembly module
 	@mkdir -p bin
 	GOOS=wasip1 GOARCH=wasm $(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o bin/sweep.wasm ./examples/sweep
 
@@ -52,8 +52,8 @@ packages: # installs what the tests need, where that is possible and needed
 		echo 'make: not root on Debian, so nothing is installed; apt-get install $(PACKAGES)'; \
 	fi </dev/null
 
-test-system: packages ## the long tests: real processes, more seeds, kill -9
-	CGO_ENABLED=1 GRIDBEAM_SEEDS=50 $(GO) test -race -tags system -timeout 120m ./...
+test-system: packages ## the long tests, build tag system: real processes, kill -9, many seeds
+	CGO_ENABLED=1 $(GO) test -race -tags system -timeout 120m ./...
 
 bench: build ## measure dispatch against targets; ARGS go to the driver
 	$(GO) run ./bench $(ARGS)
