@@ -296,40 +296,9 @@ type GrantCheck struct {
 // error is an *AuthError; of several that hold, it is the first of the first link that has one, and signatures
 // come last.
 func VerifyChain(links [][]byte, c GrantCheck) (Rights, error) {
-	size := 0
-	for i, l := range links {
-		if size += len(l); len(l) > MaxGrantLink {
-			return Rights{}, refused(AuthTooLarge, i, "%d bytes, at most %d", len(l), MaxGrantLink)
-		}
-	}
-	if len(links) == 0 || len(links) > maxLinks || size > MaxGrantChain {
-		return Rights{}, refused(AuthTooLarge, -1, "a chain of %d links and %d bytes, want 1..%d links of at most %d bytes", len(links), size, maxLinks, MaxGrantChain)
-	}
-	var r Rights
-	var prev *Grant
-	envs := make([]envelope, len(links))
-	for i, raw := range links {
-		var err error
-		if envs[i], err = nounGrant.parse(raw); errors.Is(err, ErrSignature) {
-			return Rights{}, refused(AuthSignature, i, "%s", err)
-		} else if err != nil {
-			return Rights{}, refused(AuthMalformed, i, "%s", err)
-		}
-		g, err := decodeGrant(envs[i].payload)
-		if err != nil {
-			return Rights{}, refused(AuthMalformed, i, "%s", err)
-		}
-		if envs[i].signer != g.Issuer {
-			return Rights{}, refused(AuthSignature, i, "signed by %s, issued by %s", envs[i].signer, g.Issuer)
-		}
-		if code, text := g.follow(prev, &r.Limits, &c); code != "" {
-			return Rights{}, refused(code, i, "%s", text)
-		}
-		r.meet(&g, i == 0)
-		prev = &g
-	}
-	if prev.Audience != c.Audience {
-		return Rights{}, refused(AuthAudience, len(links)-1, "it is for %s, presented by %s", prev.Audience, c.Audience)
+	envs, r, err := weighChain(links, &c)
+	if err != nil {
+		return Rights{}, err
 	}
 	for i := range envs {
 		if err := nounGrant.verify(&envs[i]); err != nil {
@@ -337,6 +306,49 @@ func VerifyChain(links [][]byte, c GrantCheck) (Rights, error) {
 		}
 	}
 	return r, nil
+}
+
+// weighChain is everything of VerifyChain but the signatures.
+func weighChain(links [][]byte, c *GrantCheck) ([]envelope, Rights, error) {
+	fail := func(code AuthCode, link int, format string, args ...any) ([]envelope, Rights, error) {
+		return nil, Rights{}, refused(code, link, format, args...)
+	}
+	size := 0
+	for i, l := range links {
+		if size += len(l); len(l) > MaxGrantLink {
+			return fail(AuthTooLarge, i, "%d bytes, at most %d", len(l), MaxGrantLink)
+		}
+	}
+	if len(links) == 0 || len(links) > maxLinks || size > MaxGrantChain {
+		return fail(AuthTooLarge, -1, "a chain of %d links and %d bytes, want 1..%d links of at most %d bytes", len(links), size, maxLinks, MaxGrantChain)
+	}
+	var r Rights
+	var prev *Grant
+	envs := make([]envelope, len(links))
+	for i, raw := range links {
+		var err error
+		if envs[i], err = nounGrant.parse(raw); errors.Is(err, ErrSignature) {
+			return fail(AuthSignature, i, "%s", err)
+		} else if err != nil {
+			return fail(AuthMalformed, i, "%s", err)
+		}
+		g, err := decodeGrant(envs[i].payload)
+		if err != nil {
+			return fail(AuthMalformed, i, "%s", err)
+		}
+		if envs[i].signer != g.Issuer {
+			return fail(AuthSignature, i, "signed by %s, issued by %s", envs[i].signer, g.Issuer)
+		}
+		if code, text := g.follow(prev, &r.Limits, c); code != "" {
+			return fail(code, i, "%s", text)
+		}
+		r.meet(&g, i == 0)
+		prev = &g
+	}
+	if prev.Audience != c.Audience {
+		return fail(AuthAudience, len(links)-1, "it is for %s, presented by %s", prev.Audience, c.Audience)
+	}
+	return envs, r, nil
 }
 
 func refused(code AuthCode, link int, format string, args ...any) error {
