@@ -2,6 +2,9 @@ package reputation
 
 import "math"
 
+// mostEvidence bounds what Lower counts with; more of it in the same proportion says nothing new.
+const mostEvidence = 1e9
+
 // risk is the chance that a node is worse than its lower bound says.
 const risk = 0.05
 
@@ -26,6 +29,9 @@ func Lower(r, s float64) float64 {
 	case r == 0:
 		return -math.Expm1(math.Log1p(-risk) / (s + 1))
 	}
+	if n := r + s; n > mostEvidence {
+		r, s = r/n*mostEvidence, s/n*mostEvidence
+	}
 	return quantile(risk, r+1, s+1)
 }
 
@@ -44,16 +50,19 @@ func quantile(p, a, b float64) float64 {
 		step := math.Inf(1)
 		if density > 0 {
 			step = f / density
-			if c := step * ((a-1)/x - (b-1)/(1-x)) / 2; c < 0.9 {
+			if c := step * ((a-1)/x - (b-1)/(1-x)) / 2; math.Abs(c) < 0.5 { // near enough for the third order
 				step /= 1 - c
 			}
+		}
+		if math.Abs(step) <= 1e-9*x { // the next error is of the order of its square
+			return x - step
 		}
 		next := x - step
 		if !(next > lo && next < hi) {
 			next = lo + (hi-lo)/2
 		}
-		if math.Abs(next-x) <= 4e-16*x || next == x {
-			return next
+		if next == x {
+			return x
 		}
 		x = next
 	}
