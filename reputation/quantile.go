@@ -54,7 +54,7 @@ func quantile(p, a, b float64) float64 {
 				step /= 1 - c
 			}
 		}
-		if math.Abs(step) <= 1e-9*x { // the next error is of the order of its square
+		if math.Abs(step) <= 1e-9*min(x, 1-x) { // the next error is of the order of its square
 			return x - step
 		}
 		next := x - step
