@@ -178,8 +178,8 @@ func BenchmarkLedger(b *testing.B) {
 	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "transactions/s")
 }
 
-// BenchmarkMillionChunks is a job of 1,000,000 chunks, granted and finished 256 at a time, and its restart.
-func BenchmarkMillionChunks(b *testing.B) {
+// BenchmarkMillion is a job of 1,000,000 chunks, granted and finished 256 at a time, and its restart.
+func BenchmarkMillion(b *testing.B) {
 	const chunksAll, batch = 1_000_000, 256
 	for b.Loop() {
 		path := filepath.Join(b.TempDir(), "bridge.db")

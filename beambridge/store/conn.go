@@ -93,7 +93,7 @@ func (c *conn) rows(q *query, v []driver.NamedValue) iter.Seq2[*row, error] {
 		s, err := c.statement(q)
 		if err == nil && s.busy {
 			if s, err = c.prepare(q.sql); err == nil {
-				defer s.close()
+				defer func() { _ = s.close() }() // what it read is read
 			}
 		}
 		if err != nil {

@@ -135,7 +135,8 @@ func TestWhatPeopleAskOfAJob(t *testing.T) {
 	update(t, s, func(tx *store.Tx) error {
 		return errors.Join(
 			tx.PutChunks([]store.Chunk{
-				{Job: job, First: 0, End: 10, State: "done", Fence: 1}, {Job: job, First: 10, End: 20, State: "done", Fence: 2},
+				{Job: job, First: 0, End: 10, State: "done", Fence: 1},
+				{Job: job, First: 10, End: 20, State: "done", Fence: 2},
 				{Job: job, First: 20, End: 30, State: "open", Fence: 1},
 			}),
 			tx.PutLeases([]store.Lease{lease(0, 1, a), lost, lease(10, 2, b), live}),

@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"path/filepath"
@@ -35,8 +36,10 @@ func TestWhatMayNotBePostedIsRefusedAndTheUpdateGoesOn(t *testing.T) {
 	uneven.Postings[1].Amount++
 	other := deposit("deposit/1", "u", 1001)
 	through := protocol.Transaction{ID: "through", Kind: protocol.KindRelease, AtMS: 1, Postings: []protocol.Posting{ // more than is there passes through
-		{Account: "user/u/credit", Currency: protocol.USD, Amount: -5000}, {Account: "user/u/reserved", Currency: protocol.USD, Amount: 5000},
-		{Account: "user/u/reserved", Currency: protocol.USD, Amount: -4500}, {Account: "user/u/credit", Currency: protocol.USD, Amount: 4500},
+		{Account: "user/u/credit", Currency: protocol.USD, Amount: -5000},
+		{Account: "user/u/reserved", Currency: protocol.USD, Amount: 5000},
+		{Account: "user/u/reserved", Currency: protocol.USD, Amount: -4500},
+		{Account: "user/u/credit", Currency: protocol.USD, Amount: 4500},
 	}}
 	huge, more := deposit("deposit/huge", "v", math.MaxInt64), deposit("deposit/more", "v", 1)
 	huge.Postings[0].Account = "cash/ach"
@@ -139,7 +142,7 @@ func TestLedgerSumsToZero(t *testing.T) {
 			accounts := []string{"cash/card", "user/a/credit", "user/b/credit", "user/a/reserved", "burn/payable", "fee/operator", "node/x/accrued"}
 			model, posted, undo := map[protocol.Posting]int64{}, map[string]bool{}, errors.New("undo")
 			for range 60 {
-				next, nextPosted := clone(model), clone(posted)
+				next, nextPosted := maps.Clone(model), maps.Clone(posted)
 				keep := rng.IntN(4) > 0
 				err := s.Update(t.Context(), func(tx *store.Tx) error {
 					for range 1 + rng.IntN(10) {
@@ -180,14 +183,6 @@ func TestLedgerSumsToZero(t *testing.T) {
 	}
 }
 
-func clone[K comparable, V any](m map[K]V) map[K]V {
-	out := make(map[K]V, len(m))
-	for k, v := range m {
-		out[k] = v
-	}
-	return out
-}
-
 // random is a transaction that is mostly valid, under one of few IDs so that some repeat.
 func random(rng *rand.Rand, accounts []string) protocol.Transaction {
 	x := protocol.Transaction{ID: fmt.Sprintf("x/%d", rng.IntN(400)), Kind: protocol.KindCharge, AtMS: 1}
@@ -219,7 +214,7 @@ func apply(balances map[protocol.Posting]int64, posted map[string]bool, x protoc
 	if posted[x.ID] {
 		return store.ErrConflict
 	}
-	next, spends := clone(balances), map[protocol.Posting]bool{}
+	next, spends := maps.Clone(balances), map[protocol.Posting]bool{}
 	for _, p := range x.Postings {
 		k := protocol.Posting{Account: p.Account, Currency: p.Currency}
 		next[k] += p.Amount
@@ -231,9 +226,7 @@ func apply(balances map[protocol.Posting]int64, posted map[string]bool, x protoc
 		}
 	}
 	posted[x.ID] = true
-	for k, n := range next {
-		balances[k] = n
-	}
+	maps.Copy(balances, next)
 	return nil
 }
 
