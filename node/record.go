@@ -1,0 +1,206 @@
+package node
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gridbeam/gridbeam/dht"
+	"github.com/gridbeam/gridbeam/protocol"
+	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
+)
+
+// labelLife is how long the operator's label holds; a record is made anew long before.
+const labelLife = 24 * time.Hour
+
+// speaker makes and signs what the node says of itself (discovery.md 2 and 3).
+type speaker struct {
+	self     protocol.PeerID
+	key      crypto.PrivKey
+	operator crypto.PrivKey
+	version  string
+	local    bool
+	started  time.Time
+	ask      uint64
+	kinds    []string
+	wall     time.Duration
+	networks []protocol.NetworkFile
+	backends []*offered
+	// addrs are where the node can be reached.
+	addrs func() []multiaddr.Multiaddr
+	// load is what changes from one heartbeat to the next.
+	load func() load
+
+	mu  sync.Mutex
+	inv Inventory
+}
+
+var _ dht.Source = (*speaker)(nil)
+
+// load is how busy the node is.
+type load struct {
+	state           State
+	running, queued int
+	inventory       Inventory // with what is free now
+}
+
+// Record implements dht.Source.
+func (s *speaker) Record(seq uint64, issued, expires time.Time, leaving bool) ([]byte, error) {
+	c := &pb.Capability{
+		Format: 1, MinReader: 1, PeerId: []byte(s.self), Seq: seq, Issued: issued.UnixMilli(), Expires: expires.UnixMilli(),
+		Agent: clip("gridbeam/"+s.version, 32), Roles: []string{"node"}, Tombstone: leaving,
+	}
+	if leaving {
+		return dht.SealCapability(s.key, c)
+	}
+	for _, a := range s.public() {
+		c.Addrs = append(c.Addrs, a.Bytes())
+	}
+	s.mu.Lock()
+	inv := s.inv
+	s.mu.Unlock()
+	c.Host = s.host(&inv)
+	for _, g := range inv.GPUs.Groups {
+		g = proto.CloneOf(g)
+		g.DeviceTags = s.tags(&inv, len(c.Gpus))
+		c.Gpus = append(c.Gpus, g)
+	}
+	c.Network = &pb.Network{Transports: transports(s.addrs())}
+	c.Policy = &pb.PolicyHint{PriceUusdPerHour: &s.ask, Kinds: s.kinds, Egress: "none", NeedsGrant: proto.Bool(true), MaxJobS: proto.Uint32(uint32(min(s.wall/time.Second, 1<<31)))}
+	if s.operator != nil {
+		l, err := protocol.SignLabel(s.operator, s.self, protocol.LabelOperator, "node", issued.Add(labelLife))
+		if err != nil {
+			return nil, fmt.Errorf("signing the operator's label: %w", err)
+		}
+		c.Labels = append(c.Labels, l)
+	}
+	return s.fit(c)
+}
+
+// fit leaves out what may be left out until the record has its size: addresses past three, then device tags.
+func (s *speaker) fit(c *pb.Capability) ([]byte, error) {
+	for {
+		raw, err := dht.SealCapability(s.key, c)
+		if err != nil || len(raw) <= protocol.MaxCapability {
+			return raw, err
+		}
+		tagged := slices.IndexFunc(c.Gpus, func(g *pb.GpuGroup) bool { return len(g.DeviceTags) > 0 })
+		switch {
+		case len(c.Addrs) > 3:
+			c.Addrs = c.Addrs[:3]
+		case tagged >= 0:
+			c.Gpus[tagged].DeviceTags = nil
+		default:
+			return nil, fmt.Errorf("%w: a record of %d bytes, at most %d", dht.ErrTooLarge, len(raw), protocol.MaxCapability)
+		}
+	}
+}
+
+func (s *speaker) host(inv *Inventory) *pb.Host {
+	h := &pb.Host{
+		Os: inv.OS, Arch: inv.Arch, Kernel: inv.Kernel, CpuModel: inv.CPUModel, Threads: known32(inv.Threads), Cores: known32(inv.Cores),
+		Sockets: known32(inv.Sockets), Mhz: known32(inv.MHz), RamBytes: known64(inv.Memory),
+	}
+	if h.Cores == nil { // a virtual machine may not tell
+		h.Cores = h.Threads
+	}
+	if inv.Disk > 0 {
+		h.Storage = []*pb.Storage{{Class: "data", Total: inv.Disk, Usable: inv.DiskFree}}
+	}
+	for _, b := range s.backends {
+		h.Executors = append(h.Executors, b.name())
+	}
+	return h
+}
+
+func known32(n int) *uint32 {
+	if n <= 0 {
+		return nil
+	}
+	return proto.Uint32(uint32(n))
+}
+
+func known64(n uint64) *uint64 {
+	if n == 0 {
+		return nil
+	}
+	return &n
+}
+
+// tags are what lets one GPU under two names be noticed, without telling its UUID (discovery.md 2).
+func (s *speaker) tags(inv *Inventory, group int) (out [][]byte) {
+	if len(s.networks) == 0 {
+		return nil
+	}
+	for _, d := range inv.GPUs.Devices {
+		if d.Group == group && len(out) < 64 {
+			mac := hmac.New(sha256.New, s.networks[0].ID[:])
+			mac.Write([]byte("gridbeam/gpu/1"))
+			mac.Write([]byte(d.UUID))
+			out = append(out, mac.Sum(nil)[:8])
+		}
+	}
+	return out
+}
+
+// public are the addresses that a record may tell: public ones, and on one machine or LAN all.
+func (s *speaker) public() []multiaddr.Multiaddr {
+	out := slices.DeleteFunc(slices.Clone(s.addrs()), func(a multiaddr.Multiaddr) bool {
+		return len(a.Bytes()) > 128 || !s.local && !manet.IsPublicAddr(a)
+	})
+	return out[:min(len(out), 6)]
+}
+
+func transports(addrs []multiaddr.Multiaddr) (out []string) {
+	for _, a := range addrs {
+		kind := ""
+		if _, err := a.ValueForProtocol(multiaddr.P_QUIC_V1); err == nil {
+			kind = "quic"
+		} else if _, err := a.ValueForProtocol(multiaddr.P_TCP); err == nil {
+			kind = "tcp"
+		} else {
+			continue
+		}
+		if _, err := a.ValueForProtocol(multiaddr.P_IP6); err == nil {
+			kind += "6"
+		} else {
+			kind += "4"
+		}
+		if !slices.Contains(out, kind) {
+			out = append(out, kind)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+var heartbeatStates = map[State]pb.NodeState{
+	StateReady: pb.NodeState_NODE_STATE_READY, StateBusy: pb.NodeState_NODE_STATE_BUSY, StateDraining: pb.NodeState_NODE_STATE_DRAINING,
+	StatePaused: pb.NodeState_NODE_STATE_PAUSED, StateLeaving: pb.NodeState_NODE_STATE_LEAVING, StateStarting: pb.NodeState_NODE_STATE_PAUSED,
+}
+
+// Beat implements dht.Source.
+func (s *speaker) Beat(h dht.BeatHeader, leaving bool) ([]byte, error) {
+	l := s.load()
+	if leaving {
+		l.state = StateLeaving
+	}
+	a := &pb.Availability{
+		Format: 1, PeerId: []byte(s.self), Seq: h.Seq, At: h.At.UnixMilli(), PeriodS: uint32(h.Period / time.Second), State: heartbeatStates[l.state],
+		CapSeq: h.CapSeq, CapDigest: h.CapDigest[:], Queued: uint32(l.queued), Running: uint32(l.running), UpSince: s.started.UnixMilli(),
+		RamFreeMib: uint32(l.inventory.MemoryFree >> 20), DiskFreeGib: uint32(l.inventory.DiskFree >> 30),
+	}
+	for i := range l.inventory.GPUs.Groups {
+		// No backend here hands GPUs to chunks yet: none of them is free.
+		a.Groups = append(a.Groups, &pb.GroupLoad{Index: uint32(i)})
+	}
+	return dht.SealAvailability(s.key, a)
+}

@@ -1,0 +1,477 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+	libprotocol "github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/multiformats/go-multiaddr"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gridbeam/gridbeam/dht"
+	"github.com/gridbeam/gridbeam/node/gpu"
+	"github.com/gridbeam/gridbeam/p2p"
+	"github.com/gridbeam/gridbeam/protocol"
+	"github.com/gridbeam/gridbeam/volumes"
+)
+
+// site is everything of a node that lives from one start to the next: the parts, and who runs them.
+type site struct {
+	node     *Node
+	cfg      *Config
+	log      *slog.Logger
+	host     *p2p.Host
+	store    *volumes.Store
+	net      *volumes.Net
+	book     *book
+	gate     *gate
+	logs     *logShelf
+	scratch  *scratch
+	speaker  *speaker
+	dir      *dht.Directory
+	announce *dht.Announcer
+	gossip   *gossip
+	backends []*offered
+	control  net.Listener
+	boot     map[protocol.PeerID]bool // peers that are kept connected anyway
+
+	moved chan struct{} // capacity 1: the state may have changed
+
+	life context.Context // of what spawn runs; ended by halt
+	halt context.CancelFunc
+	jobs sync.WaitGroup
+
+	mu    sync.Mutex
+	state State
+	since time.Time
+	fault string // why the directory does not speak for us
+}
+
+// build opens what the node is made of. What it opened is closed by release, also after an error.
+func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
+	cfg := &n.cfg
+	s = &site{node: n, cfg: cfg, log: n.log, host: host, state: StateStarting, since: cfg.Clock(), boot: map[protocol.PeerID]bool{}, moved: make(chan struct{}, 1)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.release())
+		}
+	}()
+	s.backends = n.prove(ctx)
+	inv := readHost(os.DirFS("/"), cfg.Data)
+	inv.GPUs, err = gpu.Read(ctx)
+	if err != nil && !errors.Is(err, gpu.ErrNoNVML) {
+		return s, err
+	}
+	for _, p := range inv.GPUs.Problems {
+		s.log.Warn("a GPU is not offered", "what", p.What, "fix", p.Fix)
+	}
+	slots := cfg.slots(inv.Threads, inv.Memory)
+	if s.scratch, err = newScratch(workDir(cfg), cfg.Scratch, slots); err != nil {
+		return s, err
+	}
+	vc := volumes.DefaultConfig(cfg.path("volumes"))
+	vc.Reserve = cfg.Reserve
+	if s.store, err = volumes.Open(vc, s.log); err != nil {
+		return s, fmt.Errorf("opening the volumes: %w", err)
+	}
+	s.life, s.halt = context.WithCancel(context.WithoutCancel(ctx))
+	s.book = newBook(host.ID(), slots, cfg.Clock, s.log)
+	s.book.spawn = s.spawn
+	s.gate = newGate(cfg.Networks, cfg.Clock)
+	s.logs = newLogShelf(cfg.Clock)
+	if s.net, err = s.store.Serve(volumes.DefaultNetConfig(), host.Host(), reader{s.gate, s.book}, nil); err != nil {
+		return s, err
+	}
+	if err := s.book.open(cfg.path("journal")); err != nil {
+		return s, err
+	}
+	s.speaker = s.newSpeaker(inv)
+	if err := s.newDirectory(); err != nil {
+		return s, err
+	}
+	boot, err := cfg.bootstrap()
+	if err != nil {
+		return s, err
+	}
+	for _, p := range boot {
+		s.boot[p.ID] = true
+	}
+	if cfg.Control {
+		if s.control, err = listenSocket(cfg.Data); err != nil {
+			return s, err
+		}
+	}
+	s.book.changed = func() { poke(s.moved) }
+	s.book.follow = s.follow
+	s.book.link = s.link
+	return s, nil
+}
+
+func (s *site) newSpeaker(inv Inventory) *speaker {
+	c := s.cfg
+	return &speaker{
+		self: s.host.ID(), key: s.host.Key(), operator: c.OperatorKey, version: c.Version, local: c.Local, started: s.node.started,
+		ask: max(c.Ask, c.Policy.MinPrice), kinds: c.Policy.Kinds, wall: c.Policy.Limits.Wall, networks: c.Networks, backends: s.backends, inv: inv,
+		addrs: func() []multiaddr.Multiaddr { return s.host.AddrInfo().Addrs },
+		load: func() load {
+			state, _ := s.judge()
+			running, queued := s.book.load()
+			return load{state: state, running: running, queued: queued, inventory: s.inventory()}
+		},
+	}
+}
+
+// inventory is the machine with what is free now.
+func (s *site) inventory() Inventory {
+	s.speaker.mu.Lock()
+	inv := s.speaker.inv
+	s.speaker.mu.Unlock()
+	now := readHost(os.DirFS("/"), s.cfg.Data)
+	inv.MemoryFree, inv.DiskFree = now.MemoryFree, now.DiskFree
+	return inv
+}
+
+func (s *site) newDirectory() (err error) {
+	dc := dht.DefaultConfig()
+	dc.Loopback, dc.K = s.cfg.Local, s.cfg.Buckets
+	if s.cfg.Local {
+		dc.Mode = dht.ModeServer
+	}
+	rnd := func() *rand.Rand { return rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) }
+	s.gossip = newGossip(s.host)
+	if s.dir, err = dht.New(dc, s.host.Host(), s.gossip, s.cfg.Clock, rnd(), s.log); err != nil {
+		return err
+	}
+	s.announce, err = dht.NewAnnouncer(s.dir, s.cfg.Schedule, s.speaker, s.book, rnd())
+	return err
+}
+
+// release closes what build has opened.
+func (s *site) release() error {
+	var errs []error
+	if s.halt != nil {
+		s.halt()
+	}
+	if s.control != nil {
+		errs = append(errs, ignoreClosed(s.control.Close()))
+	}
+	if s.gossip != nil {
+		s.gossip.close()
+	}
+	if s.book != nil && s.book.paper != nil {
+		errs = append(errs, s.book.paper.Close())
+	}
+	if s.store != nil {
+		errs = append(errs, s.store.Close())
+	}
+	if s.scratch != nil {
+		s.scratch.close()
+	}
+	return errors.Join(errs...)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// spawn runs something until the node ends or the returned function is called.
+func (s *site) spawn(f func(ctx context.Context)) context.CancelFunc {
+	ctx, cancel := context.WithCancel(s.life)
+	s.jobs.Go(func() {
+		defer cancel()
+		f(ctx)
+	})
+	return cancel
+}
+
+// listen answers bridges on the host.
+func (s *site) listen() error {
+	d := &desk{
+		self: s.host.ID(), gate: s.gate, book: s.book, policy: &s.cfg.Policy, backends: s.backends, now: s.cfg.Clock, ready: s.accepts, holds: s.holds,
+		sign: func(o *protocol.Offer) ([]byte, error) { return o.Seal(s.host.Key()) },
+		machine: func() Machine {
+			inv := s.inventory()
+			return Machine{Memory: inv.Memory, Disk: inv.DiskFree, Slots: s.book.slots, Ask: s.speaker.ask}
+		},
+	}
+	c := &clerk{gate: s.gate, book: s.book, boot: s.node.boot, state: func() State { st, _ := s.judge(); return st }}
+	return errors.Join(
+		p2p.Serve(s.host, protocol.ProtoAuth, s.gate.serve),
+		p2p.Serve(s.host, protocol.ProtoReserve, d.serve),
+		s.host.HandleDuplex(protocol.ProtoLease, c.serve),
+		s.host.HandleDuplex(protocol.ProtoLogs, s.logs.serve),
+	)
+}
+
+// holds counts the bytes of a job's volumes that are here.
+func (s *site) holds(ctx context.Context, t *protocol.JobTerms) (n uint64) {
+	for i := range t.Volumes {
+		if here, err := s.store.Has(ctx, t.Volumes[i].Root); err == nil && here {
+			n += t.Volumes[i].Bytes
+		}
+	}
+	return n
+}
+
+// follow keeps the bridge of a job connected and listens to the job's topic while the node is a member.
+func (s *site) follow(ctx context.Context, m *member) {
+	origin := m.terms.Origin
+	if origin.ID == m.memberFacts.bridge && len(origin.Addrs) > 0 && !s.boot[origin.ID] {
+		s.host.Keep(origin)
+		// It stays kept: an operator's bridges are few, and its next job comes over the same connection.
+	}
+	for ctx.Err() == nil {
+		err := listen(ctx, s.host, s.book, m)
+		if ctx.Err() != nil || errors.Is(err, p2p.ErrClosed) {
+			return
+		}
+		// The topic of an earlier membership may be closing just now.
+		s.log.Debug("listening to a job again", "job", m.terms.Job, "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// link talks to a bridge until the node ends.
+func (s *site) link(ctx context.Context, br *bridge) {
+	l := &link{
+		book: s.book, bridge: br, gate: s.gate, key: s.host.Key(), idle: s.cfg.Idle, log: s.log,
+		call: func(ctx context.Context, to protocol.PeerID, id libprotocol.ID, req, resp proto.Message) error {
+			return p2p.Call(ctx, s.host, to, id, req, resp)
+		},
+	}
+	var both sync.WaitGroup
+	both.Go(func() { l.runHeavy(ctx) })
+	l.run(ctx)
+	both.Wait()
+}
+
+// fetch brings a tree from holders.
+func (s *site) fetch(ctx context.Context, root cid.Cid, holders []peer.AddrInfo) (uint64, error) {
+	stats, err := s.net.Fetch(ctx, root, holders, nil)
+	return stats.Blocks, err
+}
+
+// run serves until ctx ends or Stop is called, then drains and says goodbye.
+func (s *site) run(ctx context.Context) error {
+	// What serves outlives the drain.
+	serving, stopServing := context.WithCancel(s.life)
+	defer stopServing()
+	speaking, stopSpeaking := context.WithCancel(s.life)
+	defer stopSpeaking()
+	ended := make(chan error, 4) // one for each of the four below
+	var parts sync.WaitGroup
+	part := func(f func(ctx context.Context) error, ctx context.Context) {
+		parts.Go(func() { ended <- f(ctx) })
+	}
+	part(s.dir.Run, serving)
+	part(s.net.Run, serving)
+	if s.control != nil {
+		part(func(ctx context.Context) error { return serveControl(ctx, s.control, s.node) }, serving)
+	}
+	spoken := make(chan struct{})
+	part(func(ctx context.Context) error { defer close(spoken); return s.speak(ctx) }, speaking)
+
+	s.spawn(s.book.keepTime)
+	s.spawn(s.watch)
+	outputs := &collector{store: s.store}
+	store := &depot{store: s.store, fetch: s.fetch}
+	s.book.restore(s.backends, outputs)
+	for slot := range s.book.slots {
+		w := &worker{slot: slot, book: s.book, depot: store, scratch: s.scratch, outputs: outputs, logs: s.logs, log: s.log}
+		s.spawn(w.run)
+	}
+	err := s.listen()
+	if err == nil {
+		s.up()
+		select {
+		case <-ctx.Done():
+		case <-s.node.stopped:
+		case err = <-ended: // nothing ends by itself but for a fault
+		}
+	}
+	s.leave()
+	stopSpeaking()
+	<-spoken
+	stopServing()
+	s.halt()
+	parts.Wait()
+	close(ended)
+	for e := range ended {
+		err = errors.Join(err, e)
+	}
+	return errors.Join(err, s.rest())
+}
+
+// up says that the node answers.
+func (s *site) up() {
+	s.mu.Lock()
+	s.state = ""
+	s.mu.Unlock()
+	s.reconsider()
+	st, why := s.judge()
+	s.log.Info("node is up", "state", st, "why", why, "peer", s.host.ID(), "addrs", s.host.Addrs(), "slots", s.book.slots)
+	close(s.node.ready)
+}
+
+// leave lets what runs end, and hands the rest back.
+func (s *site) leave() {
+	s.book.close()
+	s.reconsider()
+	ctx, cancel := context.WithTimeout(s.life, s.cfg.Drain+killPatience)
+	defer cancel()
+	if err := s.book.drain(ctx, s.cfg.Drain); err != nil {
+		s.log.Warn("leases were left for the next start", "err", err)
+	}
+}
+
+// rest waits for the workers, but not for a run that clings to its slot.
+func (s *site) rest() error {
+	s.book.quit()
+	done := make(chan struct{})
+	go func() { s.jobs.Wait(); close(done) }()
+	timer := time.NewTimer(killPatience)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return nil
+	case <-timer.C:
+		return errors.New("node: a run does not end although it was killed; end its process by hand")
+	}
+}
+
+// speak publishes what the node says of itself. Another process under our identity takes our voice, not our
+// work.
+func (s *site) speak(ctx context.Context) error {
+	err := s.announce.Run(ctx)
+	if errors.Is(err, dht.ErrIdentityInUse) {
+		s.mu.Lock()
+		s.fault = err.Error()
+		s.mu.Unlock()
+		s.log.Error("the directory does not speak for this node any more", "err", err)
+		<-ctx.Done()
+		return nil
+	}
+	return err
+}
+
+// judge is the node's state, and why it is not READY.
+func (s *site) judge() (State, []string) {
+	s.mu.Lock()
+	starting, fault := s.state == StateStarting, s.fault
+	s.mu.Unlock()
+	if starting {
+		return StateStarting, []string{"it is starting"}
+	}
+	f := s.book.facts()
+	var why []string
+	state := StatePaused
+	switch {
+	case f.closing:
+		return StateLeaving, []string{"it is about to end"}
+	case f.control == "drain":
+		state, why = StateDraining, []string{"drained by the owner: gridbeam node resume takes work again"}
+	case f.control == "pause":
+		why = append(why, "paused by the owner: gridbeam node resume takes work again")
+	}
+	if len(s.cfg.Networks) == 0 {
+		why = append(why, "no network is joined, so nobody may use this node: gridbeam node run --join INVITATION, which a bridge prints")
+	}
+	if len(s.backends) == 0 {
+		why = append(why, "no backend passed its self-test, so nothing can be run: the log says why")
+	}
+	if f.full != nil {
+		why = append(why, "the journal cannot be written ("+f.full.Error()+"): make room on the disk of "+s.cfg.Data)
+	}
+	if fault != "" {
+		why = append(why, fault)
+	}
+	switch {
+	case len(why) > 0:
+		return state, why
+	case f.free == 0:
+		return StateBusy, []string{"every slot has something to do"}
+	}
+	return StateReady, nil
+}
+
+// accepts says why no reservation is answered with an offer; a busy node may belong to further jobs, whose chunks
+// then take turns.
+func (s *site) accepts() (protocol.Reason, string) {
+	switch state, why := s.judge(); state {
+	case StateReady, StateBusy:
+		return protocol.ReasonNone, ""
+	case StateDraining, StateLeaving:
+		return protocol.ReasonDrained, why[0]
+	default:
+		return protocol.ReasonRefusedPolicy, why[0]
+	}
+}
+
+// watch follows the state.
+func (s *site) watch(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.moved:
+			s.reconsider()
+		}
+	}
+}
+
+// reconsider tells the directory when the state has changed.
+func (s *site) reconsider() {
+	state, _ := s.judge()
+	s.mu.Lock()
+	changed := state != s.state && s.state != StateStarting
+	if changed {
+		s.state, s.since = state, s.cfg.Clock()
+	}
+	s.mu.Unlock()
+	if changed {
+		s.announce.BeatChanged()
+	}
+}
+
+// reader says who may read which tree: a bridge with a right everything, since it has to fetch outputs; the
+// holders that a bridge names for a job's volumes those volumes.
+type reader struct {
+	gate *gate
+	book *book
+}
+
+var _ volumes.Authorizer = reader{}
+
+// MayRead implements volumes.Authorizer.
+func (r reader) MayRead(p peer.ID, root cid.Cid) bool {
+	if _, err := r.gate.any(p, protocol.AbilityJobSubmit); err == nil {
+		return true
+	}
+	r.book.mu.Lock()
+	defer r.book.mu.Unlock()
+	for _, m := range r.book.members {
+		for i := range m.terms.Volumes {
+			v := &m.terms.Volumes[i]
+			if v.Root == root && slices.ContainsFunc(v.Holders, func(h peer.AddrInfo) bool { return h.ID == p }) {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,185 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"sync"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/gridbeam/gridbeam/node/executor"
+	"github.com/gridbeam/gridbeam/protocol"
+	"github.com/gridbeam/gridbeam/volumes"
+)
+
+const (
+	moduleFile = "module.wasm" // the one file of a module's tree
+	inputsFile = "inputs"      // the one file of a tree of inputs: a JSON string a line
+	// maxModule bounds a module, in bytes; the backend has a bound of its own.
+	maxModule = 256 << 20
+	// maxInputLine bounds one input of a tree, in bytes.
+	maxInputLine = 1 << 20
+)
+
+// depot brings what jobs need to this machine.
+type depot struct {
+	store *volumes.Store
+	// fetch brings a tree from holders and returns how many blocks came over the wire.
+	fetch func(ctx context.Context, root cid.Cid, holders []peer.AddrInfo) (blocks uint64, err error)
+}
+
+// staging is what of a job is here; it is made once a membership.
+type staging struct {
+	mu     sync.Mutex
+	done   bool
+	mounts []executor.Mount
+}
+
+// need fetches a tree unless it is here.
+func (d *depot) need(ctx context.Context, what string, root cid.Cid, holders []peer.AddrInfo) (uint64, error) {
+	here, err := d.store.Has(ctx, root)
+	if err != nil {
+		return 0, fmt.Errorf("looking for %s: %w", what, err)
+	}
+	if here {
+		return 0, nil
+	}
+	blocks, err := d.fetch(ctx, root, holders)
+	if err != nil {
+		return blocks, fmt.Errorf("fetching %s: %w", what, dataFault(ctx, err))
+	}
+	return blocks, nil
+}
+
+// dataFault says whose fault it is that data is not here.
+func dataFault(ctx context.Context, err error) error {
+	why := protocol.ReasonDataUnavailable
+	switch {
+	case errors.Is(err, volumes.ErrNoSpace):
+		why = protocol.ReasonNodeDiskFull
+	case ctx.Err() != nil:
+		why = protocol.ReasonDataSlow
+	}
+	return &executor.Failure{Reason: why, Err: err}
+}
+
+// job brings a job's module and volumes; blocks counts what came over the wire for this call.
+func (d *depot) job(ctx context.Context, m *member) (mounts []executor.Mount, blocks uint64, err error) {
+	s := &m.stage
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done {
+		return s.mounts, 0, nil
+	}
+	t := &m.terms
+	if blocks, err = d.need(ctx, "the module", t.Run.Module, []peer.AddrInfo{t.Origin}); err != nil {
+		return nil, blocks, err
+	}
+	s.mounts = nil
+	for i := range t.Volumes {
+		v := &t.Volumes[i]
+		n, err := d.need(ctx, "volume "+v.Name, v.Root, holders(v, t.Origin))
+		blocks += n
+		if err != nil {
+			return nil, blocks, err
+		}
+		tree, err := d.store.FS(v.Root)
+		if err != nil {
+			return nil, blocks, fmt.Errorf("opening volume %s: %w", v.Name, dataFault(ctx, err))
+		}
+		s.mounts = append(s.mounts, executor.Mount{FS: tree, Target: v.At, ReadOnly: true})
+	}
+	s.done = true
+	return s.mounts, blocks, nil
+}
+
+// holders lists who has a volume: whom the reference names, and where the job comes from.
+func holders(v *protocol.VolumeRef, origin peer.AddrInfo) []peer.AddrInfo {
+	out := slices.Clone(v.Holders)
+	if origin.ID != "" && !slices.ContainsFunc(out, func(h peer.AddrInfo) bool { return h.ID == origin.ID }) {
+		out = append(out, origin)
+	}
+	return out
+}
+
+// module is a job's code. It is loaded when no cache has it compiled.
+func (d *depot) module(root cid.Cid) executor.Module {
+	return executor.Module{CID: root.String(), Load: func(context.Context) ([]byte, error) {
+		tree, err := d.store.FS(root)
+		if err != nil {
+			return nil, executor.Fail(protocol.ReasonDataUnavailable, "opening the module: %w", err)
+		}
+		f, err := tree.Open(moduleFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, executor.Fail(protocol.ReasonBadModule, "the module's tree has no file %s", moduleFile)
+		}
+		if err != nil {
+			return nil, executor.Fail(protocol.ReasonDataUnavailable, "opening the module: %w", err)
+		}
+		defer f.Close()
+		b, err := io.ReadAll(io.LimitReader(f, maxModule+1))
+		if err != nil {
+			return nil, executor.Fail(protocol.ReasonDataUnavailable, "reading the module: %w", err)
+		}
+		if len(b) > maxModule {
+			return nil, executor.Fail(protocol.ReasonBadModule, "the module has more than %d bytes", maxModule)
+		}
+		return b, nil
+	}}
+}
+
+// inputs returns a lease's inputs, out of the lease or of a tree.
+func (d *depot) inputs(ctx context.Context, l *protocol.Lease, origin peer.AddrInfo) ([]executor.Input, uint64, error) {
+	out := make([]executor.Input, 0, l.Chunk.Len())
+	add := func(text string) {
+		out = append(out, executor.Input{Index: l.Chunk.First + uint64(len(out)), Value: text})
+	}
+	if !l.InputsCID.Defined() {
+		for _, text := range l.Inputs {
+			add(text)
+		}
+		return out, 0, nil
+	}
+	blocks, err := d.need(ctx, "the inputs", l.InputsCID, []peer.AddrInfo{origin})
+	if err != nil {
+		return nil, blocks, err
+	}
+	bad := func(format string, args ...any) ([]executor.Input, uint64, error) {
+		return nil, blocks, executor.Fail(protocol.ReasonDataUnavailable, "the tree of inputs: "+format, args...)
+	}
+	tree, err := d.store.FS(l.InputsCID)
+	if err != nil {
+		return bad("%w", err)
+	}
+	f, err := tree.Open(inputsFile)
+	if err != nil {
+		return bad("%w", err)
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(make([]byte, 0, 64<<10), maxInputLine)
+	for lines.Scan() {
+		var text string
+		if err := json.Unmarshal(lines.Bytes(), &text); err != nil {
+			return bad("line %d: %w", len(out)+1, err)
+		}
+		if uint64(len(out)) == l.Chunk.Len() {
+			return bad("more lines than the chunk's %d inputs", l.Chunk.Len())
+		}
+		add(text)
+	}
+	if err := lines.Err(); err != nil {
+		return bad("%w", err)
+	}
+	if uint64(len(out)) != l.Chunk.Len() {
+		return bad("%d lines for %d inputs", len(out), l.Chunk.Len())
+	}
+	return out, blocks, nil
+}
