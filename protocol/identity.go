@@ -322,8 +322,12 @@ func (i *Invitation) String() string {
 	if err != nil { // cannot be: every text in it is ASCII
 		return InvitationPrefix
 	}
+	return InvitationPrefix + base64.RawURLEncoding.EncodeToString(append(b, checksum(b)...))
+}
+
+func checksum(b []byte) []byte {
 	sum := sha256.Sum256(b)
-	return InvitationPrefix + base64.RawURLEncoding.EncodeToString(append(b, sum[:invitationSumSize]...))
+	return sum[:invitationSumSize]
 }
 
 // ParseInvitation reads the text of an invitation and verifies the network file in it. White space inside, from
@@ -338,7 +342,7 @@ func ParseInvitation(text string, now time.Time) (Invitation, error) {
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(rest)
 	if body := len(b) - invitationSumSize; err == nil && body > 0 {
-		if sum := sha256.Sum256(b[:body]); bytes.Equal(sum[:invitationSumSize], b[body:]) {
+		if bytes.Equal(checksum(b[:body]), b[body:]) {
 			return invitation(b[:body], now)
 		}
 	}
