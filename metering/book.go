@@ -84,6 +84,9 @@ type BookConfig struct {
 	Noise time.Duration
 	// NoisePPM is the relative part of Noise.
 	NoisePPM int64
+	// Skew is how far a node's clock may be off the bridge's: its records may lie that far outside of their
+	// lease. What they sum to is bounded by the lease's own length all the same; default 2 s.
+	Skew time.Duration
 	// Window is how far behind a slot's newest cell a record may come, since only so far back the book
 	// remembers what was settled; default 1 h.
 	Window time.Duration
@@ -100,7 +103,7 @@ type BookConfig struct {
 // DefaultBookConfig returns the defaults for a bridge.
 func DefaultBookConfig(bridge protocol.PeerID) BookConfig {
 	return BookConfig{
-		Bridge: bridge, Future: time.Minute, MaxAge: 35 * 24 * time.Hour, Noise: 50 * time.Millisecond, NoisePPM: 10_000, Window: time.Hour, MaxIDs: 1 << 14, MaxSlots: 64,
+		Bridge: bridge, Future: time.Minute, MaxAge: 35 * 24 * time.Hour, Noise: 50 * time.Millisecond, NoisePPM: 10_000, Skew: 2 * time.Second, Window: time.Hour, MaxIDs: 1 << 14, MaxSlots: 64,
 	}
 }
 
@@ -113,6 +116,8 @@ func (c *BookConfig) Validate() error {
 		return fmt.Errorf("%w: Future or MaxAge is negative", ErrConfig)
 	case c.Noise < 0 || c.NoisePPM < 0 || c.NoisePPM > 1_000_000:
 		return fmt.Errorf("%w: Noise or NoisePPM is out of bounds", ErrConfig)
+	case c.Skew < 0 || c.Skew > time.Minute:
+		return fmt.Errorf("%w: Skew is %s, want up to 1 min", ErrConfig, c.Skew)
 	case c.Window < time.Minute || c.MaxIDs < 2*protocol.MaxRecordsPerReceipt:
 		return fmt.Errorf("%w: Window is under 1 min or MaxIDs under %d", ErrConfig, 2*protocol.MaxRecordsPerReceipt)
 	case c.MaxSlots < 1 || c.MaxSlots > 1<<16:

@@ -25,6 +25,7 @@ type nodeBook struct {
 // slotBook remembers the cells of a slot between floor and newest.
 type slotBook struct {
 	cells  map[int64]*cellBook
+	leases map[protocol.LeaseID]*tally // of the IDs in cells
 	newest int64
 	floor  int64 // cells below it are forgotten
 	idsAt  int64 // cells below it have forgotten their record IDs
@@ -34,7 +35,13 @@ type slotBook struct {
 type cellBook struct {
 	ms   int64 // settled so far, of all states
 	idle bool
-	ids  map[protocol.RecordID]struct{}
+	ids  map[protocol.RecordID]protocol.LeaseID
+}
+
+// tally is what was settled of a lease in one slot.
+type tally struct {
+	all, working int64 // milliseconds
+	last         int64 // its newest cell
 }
 
 func (c *cellBook) has(id protocol.RecordID) bool { _, ok := c.ids[id]; return ok }
@@ -86,7 +93,7 @@ func (b *Book) node(id protocol.PeerID) *nodeBook {
 func (n *nodeBook) slot(i uint16) *slotBook {
 	s := n.slots[i]
 	if s == nil {
-		s = &slotBook{cells: map[int64]*cellBook{}}
+		s = &slotBook{cells: map[int64]*cellBook{}, leases: map[protocol.LeaseID]*tally{}}
 		n.slots[i] = s
 	}
 	return s
@@ -114,7 +121,7 @@ func (b *Book) Check(r *protocol.Receipt, hash [32]byte, w Witness, now time.Tim
 	n.pos = Position{r.Seq, hash}
 	c := Checked{Position: n.pos, Verdicts: make([]protocol.RecordVerdict, len(r.Records))}
 	k := check{
-		cfg: &b.cfg, node: n, peer: r.Node, w: w, now: now, slots: b.cfg.MaxSlots, left: map[leaseSlot]*allowance{}, leases: map[protocol.LeaseID]leaseView{},
+		cfg: &b.cfg, node: n, peer: r.Node, w: w, now: now, slots: b.cfg.MaxSlots, leases: map[protocol.LeaseID]*leaseView{},
 	}
 	if b.cfg.Machine != nil {
 		slots, cores := b.cfg.Machine(r.Node)
@@ -155,24 +162,29 @@ type check struct {
 	now    time.Time
 	slots  int
 	cores  int64
-	left   map[leaseSlot]*allowance
-	leases map[protocol.LeaseID]leaseView
-}
-
-type leaseSlot struct {
-	lease protocol.LeaseID
-	slot  uint16
-}
-
-// allowance is what the bridge can have witnessed of a lease in one slot and was not settled yet.
-type allowance struct {
-	all, working int64 // milliseconds
+	leases map[protocol.LeaseID]*leaseView
 }
 
 type leaseView struct {
 	Lease
 	ok    bool
-	slots []uint16 // seen in this receipt
+	slots []uint16 // in which it was settled, or is claimed in this receipt
+}
+
+// lease is the bridge's view of a lease, with the slots that have it.
+func (k *check) lease(id protocol.LeaseID) *leaseView {
+	l := k.leases[id]
+	if l == nil {
+		l = &leaseView{}
+		l.Lease, l.ok = k.w.Lease(id)
+		for n, s := range k.node.slots {
+			if s.leases[id] != nil {
+				l.slots = append(l.slots, n)
+			}
+		}
+		k.leases[id] = l
+	}
+	return l
 }
 
 func refuse(u *protocol.UsageRecord, verdict, format string, args ...any) protocol.RecordVerdict {
@@ -241,13 +253,9 @@ func (k *check) witnessed(u *protocol.UsageRecord) (int64, protocol.RecordVerdic
 		}
 		return u.DurationMS, protocol.RecordVerdict{}, true
 	}
-	l, known := k.leases[u.Lease]
-	if !known {
-		l.Lease, l.ok = k.w.Lease(u.Lease)
-	}
+	l := k.lease(u.Lease)
 	if !slices.Contains(l.slots, u.Slot) {
 		l.slots = append(l.slots, u.Slot)
-		k.leases[u.Lease] = l
 	}
 	switch {
 	case !l.ok:
@@ -263,28 +271,22 @@ func (k *check) witnessed(u *protocol.UsageRecord) (int64, protocol.RecordVerdic
 	if end.IsZero() {
 		end = k.now
 	}
-	slack := k.cfg.Noise.Milliseconds() // the clocks differ by about that much
-	seen := min(u.EndMS, end.UnixMilli()+slack) - max(u.StartMS, l.Granted.UnixMilli()-slack)
+	skew := k.cfg.Skew.Milliseconds()
+	seen := min(u.EndMS, end.UnixMilli()+skew) - max(u.StartMS, l.Granted.UnixMilli()-skew)
 	if seen < 0 || seen == 0 && u.DurationMS > 0 {
 		return 0, refuse(u, protocol.VerdictUnwitnessed, "lease %s was held from %d to %d", u.Lease, l.Granted.UnixMilli(), end.UnixMilli()), false
 	}
-	a := k.left[leaseSlot{u.Lease, u.Slot}]
-	if a == nil {
-		a = &allowance{all: max(0, end.Sub(l.Granted).Milliseconds())}
-		a.working = a.all
-		if l.Ran > 0 {
-			a.working = min(a.all, l.Ran.Milliseconds())
-		}
-		k.left[leaseSlot{u.Lease, u.Slot}] = a
+	all := max(0, end.Sub(l.Granted).Milliseconds())
+	working := all
+	if l.Ran > 0 {
+		working = min(all, l.Ran.Milliseconds())
 	}
-	seen = min(seen, a.all)
-	if u.State == protocol.UsageWorking {
-		seen = min(seen, a.working)
+	if t := k.node.slot(u.Slot).leases[u.Lease]; t != nil {
+		all, working = max(0, all-t.all), max(0, working-t.working)
 	}
-	got := min(seen, u.DurationMS)
-	a.all -= got
+	seen = min(seen, all)
 	if u.State == protocol.UsageWorking {
-		a.working -= got
+		seen = min(seen, working)
 	}
 	return seen, protocol.RecordVerdict{}, true
 }
@@ -336,10 +338,11 @@ func (s *slotBook) settle(u *protocol.UsageRecord, ms int64, cfg *BookConfig) {
 			continue
 		}
 		if c.ids == nil {
-			c.ids = map[protocol.RecordID]struct{}{}
+			c.ids = map[protocol.RecordID]protocol.LeaseID{}
 		}
-		c.ids[u.ID] = struct{}{}
+		c.ids[u.ID] = u.Lease
 		s.ids++
+		s.tally(u, ms, cell)
 	}
 	if last > s.newest {
 		if s.newest == 0 {
@@ -349,18 +352,41 @@ func (s *slotBook) settle(u *protocol.UsageRecord, ms int64, cfg *BookConfig) {
 		s.newest = last
 	}
 	for old := s.newest - cfg.Window.Milliseconds()/protocol.CellMillis; s.floor < old; s.floor++ {
-		if c := s.cells[s.floor]; c != nil {
-			s.ids -= len(c.ids)
-			delete(s.cells, s.floor)
-		}
+		s.forgetIDs(s.floor)
+		delete(s.cells, s.floor)
 	}
 	s.idsAt = max(s.idsAt, s.floor)
 	for ; s.ids > cfg.MaxIDs && s.idsAt < s.newest; s.idsAt++ {
-		if c := s.cells[s.idsAt]; c != nil {
-			s.ids -= len(c.ids)
-			c.ids = nil
+		s.forgetIDs(s.idsAt)
+	}
+}
+
+// tally adds to what is settled of a lease.
+func (s *slotBook) tally(u *protocol.UsageRecord, ms, cell int64) {
+	t := s.leases[u.Lease]
+	if t == nil {
+		t = &tally{}
+		s.leases[u.Lease] = t
+	}
+	t.all, t.last = t.all+ms, max(t.last, cell)
+	if u.State == protocol.UsageWorking {
+		t.working += ms
+	}
+}
+
+// forgetIDs drops the record IDs of a cell, and the leases that have none in a later one.
+func (s *slotBook) forgetIDs(cell int64) {
+	c := s.cells[cell]
+	if c == nil {
+		return
+	}
+	for _, lease := range c.ids {
+		if t := s.leases[lease]; t != nil && t.last <= cell {
+			delete(s.leases, lease)
 		}
 	}
+	s.ids -= len(c.ids)
+	c.ids = nil
 }
 
 // count adds a record to the sums.

@@ -20,6 +20,11 @@ var (
 	ErrConfig = errors.New("metering: bad configuration")
 )
 
+// MaxAhead is how far a bridge's word may be ahead of a node's clock before that counts as a sleep of the
+// machine. Slewing over it at MaxSlew would take hours, in which nothing that the node reports fits what the
+// bridge saw.
+const MaxAhead = 5 * time.Second
+
 // minuteCells is how many cells an aligned idle minute has, which may travel as one record.
 const minuteCells = 12
 
@@ -145,11 +150,15 @@ func NewMeter(cfg Config) (*Meter, error) {
 }
 
 // Hear takes the bridge's clock from a grant, a lease set or a counter-signature. Time before the first word
-// is not metered: nobody could say when it was.
+// is not metered: nobody could say when it was. A word may be late, never early: one that is further ahead than
+// MaxAhead tells of a sleep that nobody noticed, and counts as a Suspend.
 func (m *Meter) Hear(now, bridge time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	known := m.clock.Known()
+	if gap := bridge.Sub(m.clock.At(now)); known && gap > MaxAhead {
+		m.suspend(now, gap)
+	}
 	m.clock.Hear(now, bridge)
 	if !known && m.clock.Known() {
 		t := m.at(now)
@@ -207,6 +216,10 @@ func (m *Meter) Down(now time.Time, slots ...uint16) error {
 func (m *Meter) Suspend(now time.Time, gap time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.suspend(now, gap)
+}
+
+func (m *Meter) suspend(now time.Time, gap time.Duration) {
 	t := m.at(now)
 	for i := range m.slots {
 		m.close(&m.slots[i], t)

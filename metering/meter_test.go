@@ -246,6 +246,27 @@ func TestSleepOfTheMachineIsDown(t *testing.T) {
 	}
 }
 
+func TestASleepThatNobodyNoticedIsFoundByTheBridgesWord(t *testing.T) {
+	m := newMeter(t, 1)
+	m.Hear(local, sunday)
+	ok(t, m.Up(local))
+	m.Hear(after(10), sunday.Add(14*time.Second)) // slewed
+	if got := m.BridgeTime(after(10)); !got.Equal(sunday.Add(10 * time.Second)) {
+		t.Errorf("4 s ahead made the clock step to %s", got)
+	}
+	m.Hear(after(20), sunday.Add(time.Hour))
+	if got := m.BridgeTime(after(20)); !got.Equal(sunday.Add(time.Hour)) {
+		t.Errorf("the bridge's time is %s", got)
+	}
+	if got := m.Totals(0, after(30)).UptimeMS(); got < 30_000 || got > 30_020 {
+		t.Errorf("uptime %d ms, want that of the node's own clock", got)
+	}
+	m.Hear(after(30), sunday) // and it never goes back
+	if got := m.BridgeTime(after(30)); got.Before(sunday.Add(time.Hour + 10*time.Second)) {
+		t.Errorf("the bridge's time went back to %s", got)
+	}
+}
+
 func TestWhatASlotCannotDoIsRefused(t *testing.T) {
 	m := newMeter(t, 2)
 	m.Hear(local, sunday)
