@@ -410,7 +410,7 @@ func TestHonestNodesAreNeverCorrected(t *testing.T) {
 		now := time.Duration(0)                                // true time since sunday
 		mono := func() time.Time { return local.Add(now + time.Duration(float64(now)*100e-6)) }
 		m.Hear(mono(), sunday.Add(now-first))
-		ok(t, m.Up(mono()))
+		ok(t, m.Up(mono(), m.Slots()...))
 		send := func(records []protocol.UsageRecord) {
 			for _, x := range b.issue(t, records) {
 				r, hash, err := protocol.OpenReceipt(x.Raw)

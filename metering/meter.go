@@ -184,8 +184,17 @@ func (m *Meter) at(now time.Time) int64 {
 	return m.last
 }
 
-// Up makes slots assignable: their idle time counts from now. No slots means all of them. A slot that is up
-// stays as it is.
+// Slots returns the numbers of all slots.
+func (m *Meter) Slots() []uint16 {
+	out := make([]uint16, m.cfg.Slots)
+	for i := range out {
+		out[i] = uint16(i)
+	}
+	return out
+}
+
+// Up makes slots assignable: their idle time counts from now. A slot that is up stays as it is. It returns
+// ErrSlot and then changes nothing.
 func (m *Meter) Up(now time.Time, slots ...uint16) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -197,8 +206,8 @@ func (m *Meter) Up(now time.Time, slots ...uint16) error {
 	})
 }
 
-// Down ends the paid time of idle slots: paused, drained, given to somebody else, or off. No slots means all of
-// them. A slot that has a lease stays as it is until the lease ends; then it is idle.
+// Down ends the paid time of idle slots: paused, drained, given to somebody else, or off. A slot that
+// has a lease stays as it is until the lease ends; then it is idle. It returns ErrSlot and then changes nothing.
 func (m *Meter) Down(now time.Time, slots ...uint16) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -235,11 +244,6 @@ func (m *Meter) each(slots []uint16, f func(*slot)) error {
 	for _, i := range slots {
 		if int(i) >= len(m.slots) {
 			return fmt.Errorf("%w: slot %d of %d", ErrSlot, i, len(m.slots))
-		}
-	}
-	if len(slots) == 0 {
-		for i := range m.slots {
-			f(&m.slots[i])
 		}
 	}
 	for _, i := range slots {

@@ -77,7 +77,7 @@ func valid(t testing.TB, records []protocol.UsageRecord) {
 func TestTimelineOfTheDesign(t *testing.T) {
 	m := newMeter(t, 1)
 	m.Hear(local, sunday)
-	ok(t, m.Up(local))
+	ok(t, m.Up(local, m.Slots()...))
 	ok(t, m.Prepare(lease(1), after(12.3)))
 	ok(t, m.Work(lease(1).Lease, after(17.9)))
 	records, err := m.Finish(lease(1).Lease, after(48.25), Claimed{CPUMS: 1001, MemMiBS: 7})
@@ -125,7 +125,7 @@ func TestRecordIDIsThatOfTheDesign(t *testing.T) {
 func TestWholeIdleMinutesAreOneRecord(t *testing.T) {
 	m := newMeter(t, 2)
 	m.Hear(local, sunday.Add(-7*time.Second))
-	ok(t, m.Up(local))
+	ok(t, m.Up(local, m.Slots()...))
 	records := m.Idle(after(7 + 130))
 	valid(t, records)
 	// The minute before has 2 cells, the two whole ones are one record each, the last is not over.
@@ -140,7 +140,7 @@ func TestWholeIdleMinutesAreOneRecord(t *testing.T) {
 
 func TestTimeBeforeTheBridgesFirstWordIsNotMetered(t *testing.T) {
 	m := newMeter(t, 1)
-	ok(t, m.Up(local))
+	ok(t, m.Up(local, m.Slots()...))
 	ok(t, m.Prepare(lease(1), after(1)))
 	ok(t, m.Work(lease(1).Lease, after(2)))
 	m.Hear(after(5), sunday)
@@ -157,7 +157,7 @@ func TestTimeBeforeTheBridgesFirstWordIsNotMetered(t *testing.T) {
 func TestAttemptsShorterThanAMillisecondLeaveATrace(t *testing.T) {
 	m := newMeter(t, 1)
 	m.Hear(local, sunday)
-	ok(t, m.Up(local))
+	ok(t, m.Up(local, m.Slots()...))
 	at := local.Add(1500 * time.Microsecond)
 	ok(t, m.Prepare(lease(1), at))
 	ok(t, m.Work(lease(1).Lease, at))
@@ -172,7 +172,7 @@ func TestAttemptsShorterThanAMillisecondLeaveATrace(t *testing.T) {
 func TestALeaseMayHaveSeveralSlots(t *testing.T) {
 	m := newMeter(t, 3)
 	m.Hear(local, sunday)
-	ok(t, m.Up(local))
+	ok(t, m.Up(local, m.Slots()...))
 	ok(t, m.Prepare(lease(1), after(1), 0, 2))
 	ok(t, m.Work(lease(1).Lease, after(2)))
 	records, err := m.Finish(lease(1).Lease, after(7), Claimed{})
@@ -189,7 +189,7 @@ func TestALeaseMayHaveSeveralSlots(t *testing.T) {
 func TestInterimReportsClosedCellsOnce(t *testing.T) {
 	m := newMeter(t, 1)
 	m.Hear(local, sunday)
-	ok(t, m.Up(local))
+	ok(t, m.Up(local, m.Slots()...))
 	ok(t, m.Prepare(lease(1), after(3)))
 	ok(t, m.Work(lease(1).Lease, after(4)))
 	first, err := m.Interim(lease(1).Lease, after(12), Claimed{CPUMS: 100})
@@ -222,7 +222,7 @@ func TestInterimReportsClosedCellsOnce(t *testing.T) {
 func TestSleepOfTheMachineIsDown(t *testing.T) {
 	m := newMeter(t, 1)
 	m.Hear(local, sunday)
-	ok(t, m.Up(local))
+	ok(t, m.Up(local, m.Slots()...))
 	ok(t, m.Prepare(lease(1), after(1)))
 	ok(t, m.Work(lease(1).Lease, after(1)))
 	m.Suspend(after(2), 100*time.Second) // it slept at 2, the monotonic clock did not count it
@@ -249,7 +249,7 @@ func TestSleepOfTheMachineIsDown(t *testing.T) {
 func TestASleepThatNobodyNoticedIsFoundByTheBridgesWord(t *testing.T) {
 	m := newMeter(t, 1)
 	m.Hear(local, sunday)
-	ok(t, m.Up(local))
+	ok(t, m.Up(local, m.Slots()...))
 	m.Hear(after(10), sunday.Add(14*time.Second)) // slewed
 	if got := m.BridgeTime(after(10)); !got.Equal(sunday.Add(10 * time.Second)) {
 		t.Errorf("4 s ahead made the clock step to %s", got)
@@ -276,7 +276,7 @@ func TestWhatASlotCannotDoIsRefused(t *testing.T) {
 	if err := m.Up(local, 2); !errors.Is(err, ErrSlot) {
 		t.Errorf("a slot too many gives %v", err)
 	}
-	ok(t, m.Up(local))
+	ok(t, m.Up(local, m.Slots()...))
 	for _, slots := range [][]uint16{{7}, {0, 0}} {
 		if err := m.Prepare(lease(1), local, slots...); !errors.Is(err, ErrSlot) {
 			t.Errorf("slots %v give %v", slots, err)
@@ -314,7 +314,7 @@ func second[T any](_ T, err error) error { return err }
 func TestIdleTimeOfALongSilenceIsBounded(t *testing.T) {
 	m := newMeter(t, 1)
 	m.Hear(local, sunday)
-	ok(t, m.Up(local))
+	ok(t, m.Up(local, m.Slots()...))
 	for s := 0.0; s <= 24*3600; s += 60 {
 		m.Totals(0, after(s))
 		ok(t, m.Prepare(lease(1), after(s)))
