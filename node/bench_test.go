@@ -1,0 +1,52 @@
+package node
+
+import (
+	"testing"
+	"time"
+
+	"github.com/gridbeam/gridbeam/node/executor"
+	"github.com/gridbeam/gridbeam/node/executor/wasm"
+)
+
+// benchmark runs b.N chunks through a node and a bridge in this process, over loopback.
+func benchmark(b *testing.B, backend executor.Backend, binary []byte, slots int, scratch string) {
+	bridge := newTestBridge(b, startHost(b), uint64(b.N))
+	giveModule(b, bridge, binary)
+	cfg := nodeConfig(b.TempDir(), bridge)
+	cfg.Slots, cfg.Scratch = slots, scratch
+	n := runBackends(b, cfg, []Backend{{Executor: backend, InProcess: true}})
+	s := newSession(b)
+	b.ResetTimer()
+	began := time.Now()
+	bridge.join(s.ctx, s.wg, n.Status().PeerID, uint32(slots))
+	eventually(b, "all chunks are accounted", func() bool { return bridge.accounted() == b.N })
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/time.Since(began).Seconds(), "chunks/s")
+	bridge.mu.Lock()
+	b.ReportMetric(float64(b.N)/float64(bridge.requests), "chunks/message")
+	bridge.mu.Unlock()
+}
+
+// BenchmarkChunks is what a node does in a second when chunks cost nothing: its own overhead.
+func BenchmarkChunks(b *testing.B) {
+	b.Run("2 slots", func(b *testing.B) { benchmark(b, &fakeBackend{}, []byte("module"), 2, "") })
+	b.Run("8 slots", func(b *testing.B) { benchmark(b, &fakeBackend{}, []byte("module"), 8, "") })
+}
+
+// BenchmarkWasm is the same with real modules that write one small file.
+func BenchmarkWasm(b *testing.B) {
+	for name, scratch := range map[string]string{"2 slots, disk": "", "2 slots, memory": "/dev/shm"} {
+		b.Run(name, func(b *testing.B) {
+			backend, err := wasm.New(wasm.DefaultConfig(), testLog())
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() {
+				if err := backend.Close(); err != nil {
+					b.Error(err)
+				}
+			})
+			benchmark(b, backend, writerModule(), 2, scratch)
+		})
+	}
+}
