@@ -203,6 +203,14 @@ func TestOneLeaseIsNotPaidTwiceForItsTime(t *testing.T) {
 func TestOverlapsWithinASlotAndCellAreRefused(t *testing.T) {
 	b := newBench(t)
 	a, c2 := b.grant(1, 0, 5), b.grant(2, 0, 5)
+	short := b.rec(a, 1, protocol.UsageWorking, 0, 1)
+	if v := b.verdict(t, 10, short); v.Verdict != protocol.VerdictOK {
+		t.Errorf("%+v", v)
+	}
+	if v := b.verdict(t, 10, short); v.Verdict != protocol.VerdictOverlap || !strings.Contains(v.Reason, "before") {
+		t.Errorf("the same record where there is room for it: %+v", v)
+	}
+	a = b.grant(3, 0, 5)
 	first := b.rec(a, 0, protocol.UsageWorking, 0, 3)
 	for _, tt := range []struct {
 		u    protocol.UsageRecord
@@ -213,8 +221,8 @@ func TestOverlapsWithinASlotAndCellAreRefused(t *testing.T) {
 		{b.rec(c2, 0, protocol.UsageWorking, 2, 5), protocol.VerdictOverlap},
 		{b.rec(c2, 0, protocol.UsageWorking, 3, 5), protocol.VerdictOK},
 		{b.idle(0, cell0, 1)[0], protocol.VerdictOverlap},
-		{b.idle(1, cell0, 1)[0], protocol.VerdictOK},
-		{b.idle(1, cell0, 1)[0], protocol.VerdictOverlap},
+		{b.idle(2, cell0, 1)[0], protocol.VerdictOK},
+		{b.idle(2, cell0, 1)[0], protocol.VerdictOverlap},
 	} {
 		if v := b.verdict(t, 10, tt.u); v.Verdict != tt.want {
 			t.Errorf("%+v: %+v, want %s", tt.u, v, tt.want)
@@ -271,6 +279,10 @@ func TestWhatTheBookHasForgottenIsTooOld(t *testing.T) {
 		}
 	}
 	ok2(1, b.rec(a, 0, protocol.UsageWorking, 0, 0.5), protocol.VerdictOK)
+	long := b.grant(77, 1, 2)
+	b.w.leases[long.Lease] = Lease{Node: b.node, Job: long.Job, Chunk: long.Chunk, Fence: long.Fence, Granted: at(9.5), Ended: at(10.5)}
+	ok2(11, b.rec(long, 0, protocol.UsageWorking, 9, 9.4), protocol.VerdictOK) // by a clock that is off
+	ok2(11, b.rec(long, 0, protocol.UsageWorking, 10, 10.5), protocol.VerdictOK)
 	// Many short leases in later cells push the record's ID out; its cell stays known.
 	for i := 1; i <= 3; i++ {
 		var records []protocol.UsageRecord
@@ -283,6 +295,9 @@ func TestWhatTheBookHasForgottenIsTooOld(t *testing.T) {
 		}
 	}
 	ok2(30, b.rec(a, 0, protocol.UsageWorking, 0, 0.5), protocol.VerdictTooOld)
+	if v := b.verdict(t, 30, b.rec(long, 0, protocol.UsagePreparing, 10.5, 11)); v.Verdict != protocol.VerdictLowered || v.DurationMS != 100 {
+		t.Errorf("a lease that was settled in forgotten cells and in one that is not: %+v", v)
+	}
 	u := b.idle(0, cell0, 1)[0]
 	u.DurationMS = 4500
 	ok2(30, u, protocol.VerdictOK)

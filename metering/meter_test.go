@@ -267,6 +267,21 @@ func TestASleepThatNobodyNoticedIsFoundByTheBridgesWord(t *testing.T) {
 	}
 }
 
+func TestACellIsReportedOnceAlthoughTheSlotComesUpAgain(t *testing.T) {
+	m := newMeter(t, 1)
+	m.Hear(local, sunday)
+	ok(t, m.Up(local, 0))
+	ok(t, m.Down(after(1), 0))
+	records := m.Idle(after(1))
+	ok(t, m.Up(after(2), 0))
+	ok(t, m.Down(after(7), 0))
+	records = append(records, m.Idle(after(7))...)
+	valid(t, records)
+	if len(records) != 2 || records[0].DurationMS != 1000 || records[1].StartMS != sunday.UnixMilli()+5000 || records[1].DurationMS != 2000 {
+		t.Errorf("records %+v, want 1 s of the first cell and 2 s of the second", records)
+	}
+}
+
 func TestWhatASlotCannotDoIsRefused(t *testing.T) {
 	m := newMeter(t, 2)
 	m.Hear(local, sunday)
