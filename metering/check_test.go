@@ -270,7 +270,7 @@ func TestIdleTimeHasToBeHeardOf(t *testing.T) {
 
 func TestWhatTheBookHasForgottenIsTooOld(t *testing.T) {
 	b := newBench(t)
-	b.book.cfg.MaxIDs = 2 * protocol.MaxRecordsPerReceipt
+	b.book.cfg.MaxIDs = 2*protocol.MaxRecordsPerReceipt + 8
 	a := b.grant(0, 0, 0.5)
 	ok2 := func(now float64, u protocol.UsageRecord, want string) {
 		t.Helper()
