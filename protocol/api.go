@@ -8,7 +8,8 @@ import (
 )
 
 // APIPrefix is the path under which the bridge answers its own API; the messages of this file are its bodies.
-// Amounts of money are integers of micro-USD (_uusd), CIDs are their text, times are RFC 3339.
+// Amounts of money are integers of micro-USD (_uusd), CIDs are their text, times are RFC 3339. An ndjson stream
+// that fails ends with StreamEnd; an empty line in one only says that it lives.
 const APIPrefix = "/gridbeam/v1"
 
 // ErrorCode is what went wrong, for programs; append-only.
@@ -33,7 +34,7 @@ const (
 	CodeInternal      ErrorCode = "internal"       // CodeInternal: the bridge failed.
 	CodeNoSuchRoute   ErrorCode = "no_such_route"  // CodeNoSuchRoute: the path or method is not offered.
 	CodeNotYet        ErrorCode = "not_yet"        // CodeNotYet: it will be there when the job has ended.
-	CodeWrongNetwork  ErrorCode = "wrong_network"  // CodeWrongNetwork: the bridge belongs to another network.
+	CodeWrongMethod   ErrorCode = "wrong_method"   // CodeWrongMethod: the path is there, the method is not offered on it.
 	CodeTooSlow       ErrorCode = "too_slow"       // CodeTooSlow: the body did not arrive in time.
 	CodeLimitExceeded ErrorCode = "limit_exceeded" // CodeLimitExceeded: a quota of the user is used up.
 )
@@ -68,6 +69,12 @@ func (e *APIError) Error() string {
 		b.WriteString("; " + e.Fix)
 	}
 	return b.String()
+}
+
+// StreamEnd is the last line of an ndjson stream that failed.
+type StreamEnd struct {
+	// Error is why.
+	Error *APIError `json:"error"`
 }
 
 // BridgeStatus answers GET /status.
@@ -110,6 +117,32 @@ type ModuleInfo struct {
 	Bytes uint64 `json:"bytes"`
 	// Known says that the bridge had it already.
 	Known bool `json:"known,omitempty"`
+}
+
+// ModuleHead is how many bytes of a module ModuleProblem looks at.
+const ModuleHead = 8
+
+// ModuleProblem says in a sentence why bytes that begin so are no WebAssembly module that can be run; "" when
+// nothing speaks against it yet.
+func ModuleProblem(head []byte) string {
+	begins := func(s string) bool { return strings.HasPrefix(string(head), s) }
+	switch {
+	case begins("\x00asm\x01\x00\x00\x00"):
+		return ""
+	case begins("\x00asm") && len(head) >= ModuleHead && head[6] != 0:
+		return "it is a WebAssembly component; build a core module for wasip1 (preview 1)"
+	case begins("\x00asm") && len(head) >= ModuleHead:
+		return "it is WebAssembly of a version other than 1; build a core module for wasip1"
+	case len(head) == 0:
+		return "it is empty"
+	case begins("\x7fELF") || begins("MZ") || begins("\xcf\xfa\xed\xfe"):
+		return "it is a program for this machine; build it for WebAssembly, for example with GOOS=wasip1 GOARCH=wasm"
+	case begins("\x1f\x8b") || begins("PK\x03\x04") || begins("\x28\xb5\x2f\xfd"):
+		return "it is compressed; unpack it first"
+	case begins("(module") || begins("(compon"):
+		return "it is WebAssembly text; assemble it, for example with wat2wasm"
+	}
+	return "it does not begin with \\0asm; is it the compiled file?"
 }
 
 // SubmitRequest is the body of POST /jobs and POST /jobs/validate.

@@ -166,11 +166,12 @@ func (w *countingWriter) Write(b []byte) (int, error) {
 // inside. Each file is written beside its place and renamed into it, so a file that was there is replaced whole.
 // It returns also ErrTreeTooLarge, and what the disk says.
 func UnpackTree(r io.Reader, into *os.Root, limits TreeLimits, progress TreeProgress) error {
-	u := treeUnpacker{tr: tar.NewReader(r), into: into, limits: limits, progress: progress, seen: make(map[string]byte)}
+	src := &countingReader{Reader: r}
+	u := treeUnpacker{tr: tar.NewReader(src), src: src, into: into, limits: limits, progress: progress, seen: make(map[string]byte)}
 	for {
 		h, err := u.tr.Next()
 		if errors.Is(err, io.EOF) {
-			return nil
+			return u.end()
 		}
 		if err != nil {
 			return streamError("reading the stream", err)
@@ -178,11 +179,36 @@ func UnpackTree(r io.Reader, into *os.Root, limits TreeLimits, progress TreeProg
 		if err := u.entry(h); err != nil {
 			return err
 		}
+		u.after = src.bytes
 	}
+}
+
+// countingReader counts what a tar.Reader, which reads block by block, has read.
+type countingReader struct {
+	io.Reader
+	bytes int64
+}
+
+// Read implements io.Reader.
+func (r *countingReader) Read(b []byte) (int, error) {
+	n, err := r.Reader.Read(b)
+	r.bytes += int64(n)
+	return n, err
+}
+
+// end checks that the stream has come to its end, two blocks of zeros, and was not cut off between two files,
+// which tar.Reader lets pass.
+func (u *treeUnpacker) end() error {
+	if u.src.bytes-u.after < 1024 {
+		return fmt.Errorf("%w: the stream is cut off after %d bytes", ErrBadTree, u.src.bytes)
+	}
+	return nil
 }
 
 type treeUnpacker struct {
 	tr       *tar.Reader
+	src      *countingReader
+	after    int64 // bytes read when the last entry ended, its padding apart
 	into     *os.Root
 	limits   TreeLimits
 	progress TreeProgress

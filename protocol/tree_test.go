@@ -131,6 +131,10 @@ func TestStreamsThatLeaveTheDirectoryAreRefused(t *testing.T) {
 		"directory, then file": tarOf(t, file("a/b", 1), file("a", 1)),
 		"no tar":               bytes.Repeat([]byte("no tar "), 200),
 		"cut off":              tarOf(t, file("a", 5000))[:2000],
+		"cut between files":    tarOf(t, file("a", 512), file("b", 1))[:1024],
+		"cut in the padding":   tarOf(t, file("a", 1), file("b", 1))[:900],
+		"cut before its end":   tarOf(t, file("a", 1))[:1024+512],
+		"nothing":              {},
 	} {
 		dir := t.TempDir()
 		inside, outside := filepath.Join(dir, "inside"), filepath.Join(dir, "outside")
