@@ -335,6 +335,22 @@ func (t *Tracker) worker(w Worker) *worker {
 	return k
 }
 
+// Replicate sets on how many independent groups chunks run that were not leased yet, and which part of them
+// newcomers get, as a Plan says: where no vetted node matches, selection wants more copies than the job did.
+// A job that runs at most once keeps one copy.
+func (t *Tracker) Replicate(copies int, explore float64) {
+	copies = min(max(copies, 1), maxVotes)
+	if t.cfg.Retries == 0 {
+		copies, explore = 1, 0
+	}
+	t.cfg.Copies, t.cfg.Explore = copies, min(max(explore, 0), 1)
+	for _, c := range t.chunks {
+		if c.fence == 0 {
+			c.want = copies
+		}
+	}
+}
+
 // Extend lengthens open inputs to n in all.
 func (t *Tracker) Extend(n uint64) Effects {
 	if t.open && n > t.total && !t.state.Final() {
@@ -594,4 +610,9 @@ func (t *Tracker) Cancel(e JobEvent, why Reason, text string) (Effects, error) {
 	}
 	t.endJob(e, why, text, &fx)
 	return fx, nil
+}
+
+// Cut returns how many chunks were cut so far, and whether all inputs are in chunks.
+func (t *Tracker) Cut() (chunks uint64, all bool) {
+	return uint64(t.nCut), !t.open && t.cutter.Remaining() == 0
 }

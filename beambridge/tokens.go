@@ -1,0 +1,160 @@
+package beambridge
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/gridbeam/gridbeam/beambridge/api"
+	"github.com/gridbeam/gridbeam/beambridge/store"
+)
+
+const (
+	// LocalUser owns what is submitted with the token that a bridge makes at its first start.
+	LocalUser = "local"
+	// TokenFile is the file of that token in the bridge's data directory, readable by its owner alone.
+	TokenFile = "admin.token"
+	// tokenPrefix begins every token, so that one is recognised where it does not belong.
+	tokenPrefix = "gb_"
+	// inbox is the directory in which new tokens wait until they are used first: a token can be made beside a
+	// running bridge, which alone may open its store.
+	inbox = "tokens"
+)
+
+var _ api.Authorizer = (*Bridge)(nil)
+
+// newToken is a token that waits in the inbox: never the token itself, only its hash in the file's name.
+type newToken struct {
+	User    string    `json:"user"`
+	Name    string    `json:"name"`
+	Scopes  []string  `json:"scopes"`
+	Created time.Time `json:"created"`
+}
+
+// CreateToken makes a bearer token of a bridge's API for a user, and returns its text, which is kept nowhere.
+// It works on the bridge's data directory, whether the bridge runs or not.
+func CreateToken(data, user, name string, scopes []api.Scope, now time.Time) (string, error) {
+	var secret [32]byte
+	_, _ = rand.Read(secret[:]) // never fails (Go 1.24)
+	text := tokenPrefix + base64.RawURLEncoding.EncodeToString(secret[:])
+	t := newToken{User: user, Name: name, Created: now.UTC()}
+	for _, s := range scopes {
+		t.Scopes = append(t.Scopes, string(s))
+	}
+	raw, err := json.Marshal(t)
+	if err != nil {
+		return "", fmt.Errorf("encoding a token: %w", err)
+	}
+	dir := filepath.Join(data, inbox)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("making the directory for tokens: %w", err)
+	}
+	return text, writeFile(tokenPath(data, text), raw)
+}
+
+func tokenPath(data, text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return filepath.Join(data, inbox, hex.EncodeToString(sum[:]))
+}
+
+// localToken makes the token of whoever runs the bridge, once.
+func (b *Bridge) localToken() error {
+	path := filepath.Join(b.cfg.Data, TokenFile)
+	if _, err := os.Stat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	text, err := CreateToken(b.cfg.Data, LocalUser, "made at the first start", []api.Scope{api.ScopeAdmin}, b.cfg.Clock())
+	if err != nil {
+		return err
+	}
+	return writeFile(path, []byte(text+"\n"))
+}
+
+// Authorize implements api.Authorizer.
+func (b *Bridge) Authorize(ctx context.Context, token string) (api.Principal, error) {
+	if err := b.running(); err != nil {
+		return api.Principal{}, err
+	}
+	if !strings.HasPrefix(token, tokenPrefix) {
+		return api.Principal{}, api.ErrBadToken
+	}
+	hash := sha256.Sum256([]byte(token))
+	var row store.Token
+	err := b.store.View(ctx, func(tx *store.Tx) (err error) {
+		row, err = tx.GetToken(hash)
+		return err
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		row, err = b.takeToken(ctx, token, hash)
+	}
+	switch {
+	case err != nil:
+		return api.Principal{}, err
+	case !row.Revoked.IsZero():
+		return api.Principal{}, api.ErrBadToken
+	}
+	who := api.Principal{User: row.User}
+	for _, s := range row.Scopes {
+		who.Scopes = append(who.Scopes, api.Scope(s))
+	}
+	return who, nil
+}
+
+// takeToken moves a token from the inbox into the store at its first use.
+func (b *Bridge) takeToken(ctx context.Context, text string, hash [32]byte) (row store.Token, err error) {
+	path := tokenPath(b.cfg.Data, text)
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return row, api.ErrBadToken
+	}
+	if err != nil {
+		return row, fmt.Errorf("reading a new token: %w", err)
+	}
+	var t newToken
+	if err := json.Unmarshal(raw, &t); err != nil {
+		return row, fmt.Errorf("reading a new token: %w", err)
+	}
+	row = store.Token{Hash: hash, User: t.User, Name: t.Name, Scopes: t.Scopes, Created: t.Created}
+	_, err = ask(ctx, b.engine, func(t *turn) (struct{}, error) {
+		t.first = append(t.first, func(tx *store.Tx) error { return tx.PutToken(row) })
+		return struct{}{}, nil
+	})
+	if err != nil {
+		return row, err
+	}
+	return row, os.Remove(path)
+}
+
+// Tokens returns a user's tokens, without their text; an empty user is everybody.
+func (b *Bridge) Tokens(ctx context.Context, user string) (rows []store.Token, err error) {
+	if err := b.running(); err != nil {
+		return nil, err
+	}
+	err = b.store.View(ctx, func(tx *store.Tx) (err error) {
+		rows, err = tx.Tokens(user)
+		return err
+	})
+	return rows, err
+}
+
+// RevokeToken takes a token back; requests that are under way may end. It returns store.ErrNotFound.
+func (b *Bridge) RevokeToken(ctx context.Context, hash [32]byte) error {
+	if err := b.running(); err != nil {
+		return err
+	}
+	_, err := ask(ctx, b.engine, func(t *turn) (struct{}, error) {
+		t.first = append(t.first, func(tx *store.Tx) error { return tx.RevokeToken(hash, t.now) })
+		return struct{}{}, nil
+	})
+	return err
+}
