@@ -84,7 +84,7 @@ type BridgeStatus struct {
 	// Commit is the program's source.
 	Commit string `json:"commit,omitempty"`
 	// PeerID is the bridge.
-	PeerID PeerID `json:"peer_id"`
+	PeerID PeerID `json:"peer_id,omitempty"`
 	// Addrs are where nodes reach it.
 	Addrs []string `json:"addrs,omitempty"`
 	// Network names the network, NetworkID is its ID.
@@ -251,7 +251,7 @@ type JobStatus struct {
 // JobNode is one node's part of a job.
 type JobNode struct {
 	// PeerID is the node.
-	PeerID PeerID `json:"peer_id"`
+	PeerID PeerID `json:"peer_id,omitempty"`
 	// State is member, left or lost.
 	State string `json:"state"`
 	// Slots is how many chunks it runs at once.
@@ -299,7 +299,7 @@ type JobList struct {
 // LogLine is one line of GET /jobs/{id}/logs, which is a stream of JSON objects, one a line.
 type LogLine struct {
 	// Node wrote it.
-	Node PeerID `json:"node"`
+	Node PeerID `json:"node,omitempty"`
 	// Lease is the attempt.
 	Lease LeaseID `json:"lease"`
 	// First and End are the chunk's inputs.
@@ -355,7 +355,7 @@ type ExplainFilter struct {
 // ExplainNode is one chosen node: E = (queue + start + data + run + RTT) / P (scheduling.md 3).
 type ExplainNode struct {
 	// PeerID is the node.
-	PeerID PeerID `json:"peer_id"`
+	PeerID PeerID `json:"peer_id,omitempty"`
 	// Rank is its place among all that match, from 1.
 	Rank int `json:"rank"`
 	// Region is the share of the job that it fills.
@@ -385,7 +385,7 @@ type ExplainNode struct {
 // NodeInfo is one node as the bridge knows it: an entry of GET /nodes.
 type NodeInfo struct {
 	// PeerID is the node.
-	PeerID PeerID `json:"peer_id"`
+	PeerID PeerID `json:"peer_id,omitempty"`
 	// State is READY, BUSY, PAUSED, DRAINING, LEAVING or STALE.
 	State string `json:"state"`
 	// Standing is anchor, vetted, probation or barred.
@@ -441,11 +441,11 @@ type NodeList struct {
 // Reputation answers GET /nodes/{peer}/reputation: this rater's view of a node (trust.md 9).
 type Reputation struct {
 	// PeerID is the node, Group the operator or subnet that it is counted with.
-	PeerID PeerID `json:"peer_id"`
+	PeerID PeerID `json:"peer_id,omitempty"`
 	// Group is the operator or subnet that it is counted with.
 	Group string `json:"group,omitempty"`
 	// Rater is the bridge.
-	Rater PeerID `json:"rater"`
+	Rater PeerID `json:"rater,omitempty"`
 	// At is when it was computed: evidence decays.
 	At time.Time `json:"at"`
 	// Standing is anchor, vetted, probation, suspended, contained or disqualified.

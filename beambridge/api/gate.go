@@ -162,7 +162,7 @@ func (g *gate) charge(user string) error {
 	return limited("too many requests at once", time.Duration(float64(time.Second)/float64(g.rate)))
 }
 
-// forget makes room in a full map: first what is idle, then anything.
+// forget makes room in a full map: first what is idle, then anything, so much at once that the next time is far.
 func forget[K comparable, V any](m map[K]V, idle func(V) bool) {
 	if len(m) < maxGateEntries {
 		return
@@ -173,7 +173,7 @@ func forget[K comparable, V any](m map[K]V, idle func(V) bool) {
 		}
 	}
 	for k := range m {
-		if len(m) < maxGateEntries {
+		if len(m) <= maxGateEntries*9/10 {
 			return
 		}
 		delete(m, k)

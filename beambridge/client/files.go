@@ -165,34 +165,36 @@ func (c *Client) PutModule(ctx context.Context, path string, progress Progress) 
 		if err != nil {
 			return nil, err
 		}
-		return &countedFile{File: f, total: info.Size(), progress: progress}, nil
+		return &countedFile{file: f, total: info.Size(), progress: progress}, nil
 	}
 	return m, c.call(ctx, request{method: "POST", path: "/modules", body: body, size: info.Size(), kind: "application/wasm", large: true}, &m)
 }
 
-// countedFile is a file that tells how far it was read.
+// countedFile is a file that tells how far it was read. It does not embed the file: the network would then be
+// sent its descriptor, past Read.
 type countedFile struct {
-	*os.File
+	file         *os.File
 	bytes, total int64
 	progress     Progress
 }
 
+// Close implements io.Closer.
+func (f *countedFile) Close() error { return f.file.Close() }
+
 // Read implements io.Reader.
 func (f *countedFile) Read(p []byte) (int, error) {
-	n, err := f.File.Read(p)
+	n, err := f.file.Read(p)
 	f.bytes += int64(n)
 	if f.progress != nil && n > 0 {
 		f.progress(f.bytes, f.total)
 	}
-	if err != nil && !errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, io.EOF) && f.bytes < f.total:
+		err = &sourceError{fmt.Errorf("%s shrank while it was sent; try again when nothing writes to it", f.file.Name())}
+	case err != nil && !errors.Is(err, io.EOF):
 		err = &sourceError{err}
 	}
 	return n, err
-}
-
-// WriteTo hides the file's own, which would go past Read.
-func (f *countedFile) WriteTo(w io.Writer) (int64, error) {
-	return io.Copy(w, struct{ io.Reader }{f})
 }
 
 // PutVolume sends a directory, which is not left whatever links say, and names it as a volume. The error is
