@@ -8,9 +8,13 @@ import (
 // noncePath is the file that the small module writes below /out.
 const noncePath = "h"
 
-// nonceModule is a module of a few hundred bytes that does work which can be checked: it writes the FNV-1a hash
-// of its first argument, 8 bytes little-endian, to /out/h. What it costs beside its dispatch is microseconds.
-func nonceModule() []byte {
+// nonceModule is the small module: see workModule.
+func nonceModule() []byte { return workModule(0) }
+
+// workModule is a module of a few hundred bytes that does work which can be checked: it writes the FNV-1a hash
+// of its first argument, 8 bytes little-endian, to /out/h. What it costs beside its dispatch is microseconds; with
+// rounds it first counts down from there, about a second for each 10^9 of them.
+func workModule(rounds int64) []byte {
 	const (
 		i32, i64         = 0x7f, 0x7e
 		outFD            = 4 // descriptor 3 is "/", 4 is /out: the job has no volumes
@@ -36,6 +40,10 @@ func nonceModule() []byte {
 	c := code{}
 	c.i32(0).i32(4).call(0).drop()
 	c.i32(argv).i32(text).call(1).drop()
+	if rounds > 0 {
+		c.op(0x42).sleb(rounds).set(1).op(0x03, 0x40)                                    // h = rounds, loop
+		c.get(1).op(0x42).sleb(1).op(0x7d).tee(1).op(0x50).op(0x45).op(0x0d, 0).op(0x0b) // again while --h != 0
+	}
 	c.i32(argv+4).op(0x28, 2, 0).set(0)                     // p = argv[1]
 	c.op(0x42).sleb(-0x340d631b7bdddcdb).set(1)             // h = the offset basis 0xcbf29ce484222325
 	c.op(0x02, 0x40, 0x03, 0x40)                            // block, loop
@@ -76,6 +84,7 @@ func (c *code) call(f byte) *code  { return c.op(0x10, f) }
 func (c *code) drop() *code        { return c.op(0x1a) }
 func (c *code) get(l byte) *code   { return c.op(0x20, l) }
 func (c *code) set(l byte) *code   { return c.op(0x21, l) }
+func (c *code) tee(l byte) *code   { return c.op(0x22, l) }
 
 // sleb appends a signed LEB128 number.
 func (c *code) sleb(v int64) *code {

@@ -2,27 +2,31 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"log/slog"
-
 	"github.com/gridbeam/gridbeam/node/executor"
 	"github.com/gridbeam/gridbeam/node/executor/wasm"
 	"github.com/gridbeam/gridbeam/protocol"
-
-	"context"
 )
 
-func TestNonceModuleWritesTheHashOfItsInput(t *testing.T) {
+func TestModuleWritesTheHashOfItsInput(t *testing.T) {
+	for _, rounds := range []int64{0, 1, 1_000_000} {
+		runsAndHashes(t, workModule(rounds))
+	}
+}
+
+func runsAndHashes(t *testing.T, binary []byte) {
+	t.Helper()
 	backend, err := wasm.New(wasm.DefaultConfig(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = backend.Close() }()
-	binary := nonceModule()
 	dir := t.TempDir()
 	task := executor.Task{
 		Lease: protocol.NewLeaseID(), Module: executor.Module{CID: "nonce", Load: func(context.Context) ([]byte, error) { return binary, nil }},
