@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"strings"
@@ -64,7 +65,7 @@ func (e *APIError) Error() string {
 	if e.Field != "" && !strings.Contains(e.Text, e.Field) {
 		b.WriteString(e.Field + ": ")
 	}
-	b.WriteString(e.Text)
+	b.WriteString(cmp.Or(e.Text, string(e.Code)))
 	if e.Fix != "" {
 		b.WriteString("; " + e.Fix)
 	}

@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,7 +50,7 @@ func (e *JobError) Error() string {
 	if e.Field != "" {
 		b.WriteString(e.Field + ": ")
 	}
-	b.WriteString(e.Problem)
+	b.WriteString(cmp.Or(e.Problem, "is wrong"))
 	return b.String()
 }
 
@@ -257,8 +258,13 @@ func (in *JobInputs) kinds() (set []string) {
 		name string
 		is   bool
 	}{
-		{"range", in.Range != nil}, {"list", in.List != nil}, {"lines", in.Lines != ""}, {"files", in.Files != ""},
-		{"records", in.Records != nil}, {"grid", in.Grid != nil}, {"open", in.Open},
+		{"range", in.Range != nil},
+		{"list", in.List != nil},
+		{"lines", in.Lines != ""},
+		{"files", in.Files != ""},
+		{"records", in.Records != nil},
+		{"grid", in.Grid != nil},
+		{"open", in.Open},
 	} {
 		if f.is {
 			set = append(set, f.name)
@@ -465,8 +471,12 @@ func (p *JobPolicy) check(c *jobChecker) {
 		field, value string
 		words        []string
 	}{
-		{"compare", p.Compare, jobCompares}, {"allow_unvetted", p.AllowUnvetted, jobUnvetted}, {"prefer", p.Prefer, jobPrefers},
-		{"priority", p.Priority, jobPriorities}, {"keep_outputs", p.KeepOutputs, jobKeeps}, {"min_isolation", p.MinIsolation, jobIsolations},
+		{"compare", p.Compare, jobCompares},
+		{"allow_unvetted", p.AllowUnvetted, jobUnvetted},
+		{"prefer", p.Prefer, jobPrefers},
+		{"priority", p.Priority, jobPriorities},
+		{"keep_outputs", p.KeepOutputs, jobKeeps},
+		{"min_isolation", p.MinIsolation, jobIsolations},
 	} {
 		c.word("policy."+f.field, f.value, f.words)
 	}

@@ -58,7 +58,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener, h http.Handler, tls
 	if err := srv.Shutdown(grace); err != nil {
 		_ = srv.Close() // what did not end in time is cut off
 	}
-	<-done
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving the API on %s: %w", ln.Addr(), err)
+	}
 	return nil
 }
 

@@ -48,7 +48,7 @@ func New(cfg Config, bridge Bridge, log *slog.Logger) (*Server, error) {
 	for _, r := range s.routes() {
 		s.mux.Handle(r.method+" "+protocol.APIPrefix+r.path, s.serve(r))
 	}
-	s.mux.Handle(protocol.APIPrefix+"/", s.serve(route{handle: s.noSuchRoute}))
+	s.mux.Handle("/", s.serve(route{handle: s.noSuchRoute}))
 	return s, nil
 }
 
@@ -184,7 +184,7 @@ func (s *Server) noSuchRoute(c *call) error {
 	for _, m := range []string{"GET", "POST", "PUT"} {
 		probe := c.r.Clone(c.r.Context())
 		probe.Method = m
-		if _, pattern := s.mux.Handler(probe); pattern != protocol.APIPrefix+"/" && m != c.r.Method {
+		if _, pattern := s.mux.Handler(probe); pattern != "/" && m != c.r.Method {
 			c.w.Header().Set("Allow", m)
 			return &protocol.APIError{Code: protocol.CodeWrongMethod, Text: fmt.Sprintf("%s is not offered on %s", c.r.Method, c.r.URL.Path), Fix: "use " + m}
 		}

@@ -457,13 +457,13 @@ func TestBodiesThatTrickleAreCutOff(t *testing.T) {
 	in := bufio.NewReader(conn)
 	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
 	fmt.Fprintf(conn, "POST %s/jobs/validate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer jobs\r\nContent-Length: 2\r\n\r\n{}", protocol.APIPrefix)
-	if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != 400 {
+	if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != http.StatusBadRequest {
 		t.Fatalf("%v %v", resp, err)
 	} else if _, err := io.Copy(io.Discard, resp.Body); err != nil {
 		t.Fatal(err)
 	}
 	fmt.Fprintf(conn, "GET %s/jobs/%s/wait?timeout=200ms HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer jobs\r\n\r\n", protocol.APIPrefix, id)
-	if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != 200 {
+	if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("%v %v", resp, err)
 	}
 }

@@ -42,8 +42,7 @@ func (e *Error) Error() string { return e.APIError.Error() }
 
 // CodeOf returns the code of a failure that the bridge told, else "".
 func CodeOf(err error) protocol.ErrorCode {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Code
 	}
 	return ""
@@ -274,15 +273,13 @@ func (e *sourceError) Unwrap() error { return e.err }
 
 // unreachable says that nobody answered, and what to do.
 func (c *Client) unreachable(ctx context.Context, err error) error {
-	var source *sourceError
-	if errors.As(err, &source) {
+	if source, ok := errors.AsType[*sourceError](err); ok {
 		return source.err
 	}
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return ctx.Err()
 	}
-	var u *url.Error
-	if errors.As(err, &u) {
+	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err // without method and URL, which say nothing more
 	}
 	return fmt.Errorf("%w: no bridge answers at %s: %w; start one with `gridbeam bridge run`, or give the address of one with --bridge", ErrNotConnected, c.cfg.URL, err)

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -533,7 +534,7 @@ func TestStrangersAreNotTakenForABridge(t *testing.T) {
 			http.Redirect(w, r, "http://"+elsewhere, http.StatusFound)
 		},
 		"other JSON":   func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `[1]`) },
-		"other errors": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"message":"no"}`, 400) },
+		"other errors": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"message":"no"}`, http.StatusBadRequest) },
 	} {
 		c := dial(t, handler(t, h), nil)
 		if _, err := c.Status(t.Context()); !errors.Is(err, ErrNotBridge) {
@@ -702,6 +703,76 @@ func TestConfigurationsNameTheirFault(t *testing.T) {
 		edit(&cfg)
 		if _, err := New(cfg); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), field) {
 			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
+// answers is a transport that answers with the same bytes whatever is asked.
+type answers struct {
+	status int
+	body   []byte
+}
+
+func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body != nil {
+		_ = r.Body.Close()
+	}
+	return &http.Response{StatusCode: a.status, Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(a.body)), Request: r}, nil
+}
+
+// FuzzAnswers feeds a client with whatever a stranger may answer: it fails in words or it does not.
+func FuzzAnswers(f *testing.F) {
+	f.Add(200, []byte(`{"job_id":"aaaaaaaaaaaaaaaaaaaaaaaaaa","seq":1,"state":"done"}`))
+	f.Add(422, []byte(`{"code":"bad_job","text":"x","fields":[{"field":"kind","problem":"y"}]}`))
+	f.Add(503, []byte(`{"code":"unavailable","text":"x","retry_ms":9223372036854775807}`))
+	f.Add(200, []byte("{\"text\":\"a\"}\n\n{\"error\":{\"code\":\"limited\"}}\n"))
+	var tree bytes.Buffer
+	if err := protocol.PackTree(&tree, fstest.MapFS{"a": {Data: []byte("1")}}, nil); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(200, tree.Bytes())
+	f.Add(418, []byte(`{"code":"new_code"}`))
+	f.Fuzz(func(t *testing.T, status int, body []byte) {
+		cfg := DefaultConfig("http://bridge", "good")
+		cfg.Retry, cfg.Patience = 0, 0
+		c, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.http.Transport = answers{status, body}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		id := protocol.NewJobID()
+		for _, err := range []error{
+			second(c.Job(ctx, id)), second(c.Submit(ctx, job("n"))), second(c.Nodes(ctx, "")), c.Logs(ctx, id, true, func(protocol.LogLine) error { return nil }),
+			second(c.Results(ctx, id, t.TempDir(), nil)), second(c.Wait(ctx, id, func(protocol.JobStatus) {})),
+		} {
+			if err != nil && err.Error() == "" {
+				t.Fatal("a failure without a word")
+			}
+		}
+	})
+}
+
+// BenchmarkShortJob measures a submission with its answer: one round trip on a connection that is kept.
+func BenchmarkShortJob(b *testing.B) {
+	m := newMemory()
+	cfg := api.DefaultConfig(b.TempDir())
+	cfg.Rate = 0
+	s, err := api.New(cfg, api.Bridge{Auth: m, Jobs: m, Outcomes: m, Volumes: m, Nodes: m, Money: m, System: m}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	srv := httptest.NewServer(s)
+	defer srv.Close()
+	c, err := New(DefaultConfig(srv.URL, "good"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	for b.Loop() {
+		if _, err := c.SubmitAndWait(b.Context(), job("quick"), nil); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

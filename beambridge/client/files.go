@@ -76,8 +76,7 @@ func LoadJob(path string) (JobFile, error) {
 
 // problem is an error without the operation's name.
 func problem(err error) string {
-	var p *fs.PathError
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
 		return p.Path + ": " + p.Err.Error()
 	}
 	return strings.TrimPrefix(err.Error(), "client: ")

@@ -39,7 +39,7 @@ func stream[T any](ctx context.Context, c *Client, r request, each func(T) error
 			continue // a beat
 		}
 		var end protocol.StreamEnd
-		if bytes.HasPrefix(line, []byte(`{"error":`)) && json.Unmarshal(line, &end) == nil && end.Error != nil {
+		if bytes.HasPrefix(line, []byte(`{"error":`)) && json.Unmarshal(line, &end) == nil && end.Error != nil && end.Error.Code != "" {
 			return &Error{APIError: *end.Error}
 		}
 		var v T
