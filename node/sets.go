@@ -207,7 +207,7 @@ func (b *book) join(br *bridge, job protocol.JobID, seq uint64) *member {
 func (b *book) addMember(f memberFacts, backend *offered, seq uint64) *member {
 	br := b.bridgeOf(f.bridge)
 	br.agree(b.diary, f.pair, f.grant)
-	m := &member{memberFacts: f, bridge: br, since: b.now(), joined: seq, ready: true, backend: backend}
+	m := &member{memberFacts: f, bridge: br, since: b.now(), joined: seq, ready: true, backend: backend, stage: staging{turn: make(chan struct{}, 1)}}
 	b.members[f.terms.Job] = m
 	m.cancel = b.spawn(func(ctx context.Context) { b.follow(ctx, m) })
 	b.nudge(br)

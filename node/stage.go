@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"slices"
-	"sync"
 
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -37,8 +36,8 @@ type depot struct {
 
 // staging is what of a job is here; it is made once a membership.
 type staging struct {
-	mu     sync.Mutex
-	done   bool
+	turn   chan struct{} // capacity 1: one worker brings it, the others wait as long as their leases want
+	done   bool          // the fields below belong to whoever has the turn
 	mounts []executor.Mount
 }
 
@@ -73,8 +72,12 @@ func dataFault(ctx context.Context, err error) error {
 // job brings a job's module and volumes; blocks counts what came over the wire for this call.
 func (d *depot) job(ctx context.Context, m *member) (mounts []executor.Mount, blocks uint64, err error) {
 	s := &m.stage
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return nil, 0, dataFault(ctx, context.Cause(ctx))
+	}
 	if s.done {
 		return s.mounts, 0, nil
 	}
