@@ -92,11 +92,28 @@ func (t *turn) bill(a *attempt) {
 	t.lines[l] = struct{}{}
 }
 
+// chargeEvery is how often a line is charged while its job runs: with every receipt the ledger would be longer
+// than the list of chunks. So much may be owed when a job's money runs out.
+const chargeEvery = 2 * time.Second
+
+// due says that a line is to be charged now: it is time, its job is over, or it owes much of what is left.
+func (l *line) due(now time.Time) bool {
+	if l.job.over != "" || now.Sub(l.chargedAt) >= chargeEvery {
+		return true
+	}
+	bill, err := settlement.Bill(l.rate, l.billed)
+	return err != nil || bill-l.charged > l.job.left()/4
+}
+
 // charge posts the growth of the lines that this turn has touched. A job whose money is used up ends at once.
 func (t *turn) charge() error {
 	for round := 0; round < 2; round++ { // ending a job for its budget may touch lines again
 		broke := map[*job]bool{}
 		for l := range t.lines {
+			if !l.due(t.now) {
+				t.e.owing[l] = struct{}{}
+				continue
+			}
 			over, err := t.chargeLine(l)
 			if err != nil {
 				return err
@@ -119,6 +136,8 @@ func (t *turn) charge() error {
 // chargeLine posts a line's growth and returns what of it the reservation did not cover.
 func (t *turn) chargeLine(l *line) (over int64, err error) {
 	e, j := t.e, l.job
+	l.chargedAt = t.now
+	delete(e.owing, l)
 	if l.rate == 0 {
 		return 0, nil
 	}

@@ -137,9 +137,6 @@ func (b *Bridge) Run(ctx context.Context) (err error) {
 	if err := b.assemble(ctx); err != nil {
 		return err
 	}
-	if err := b.localToken(); err != nil {
-		return err
-	}
 	return b.serveAll(ctx, stop, made)
 }
 
@@ -343,7 +340,6 @@ func (b *Bridge) ready(made bool, ln net.Listener, restored int) {
 	addrs := b.host.Addrs()
 	s := Started{
 		PeerID: b.self, Addrs: addrs, Invitation: invitation(b.network, addrs), NetworkFile: b.cfg.Network, NetworkMade: made, Restored: restored,
-		TokenFile: filepath.Join(b.cfg.Data, TokenFile),
 	}
 	if ln != nil {
 		s.API = ln.Addr().String()

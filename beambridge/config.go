@@ -87,8 +87,6 @@ type Started struct {
 	NetworkFile string
 	// NetworkMade says that this start made the network.
 	NetworkMade bool
-	// TokenFile is the path of the API token of whoever runs the bridge.
-	TokenFile string
 	// Restored is the number of unfinished jobs that were taken up again.
 	Restored int
 }

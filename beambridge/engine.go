@@ -48,7 +48,8 @@ type engine struct {
 	jobs     map[protocol.JobID]*job
 	nodes    map[protocol.PeerID]*node
 	attempts map[protocol.LeaseID]*attempt
-	ended    []*attempt // in order of their ends, to be forgotten
+	ended    []*attempt         // in order of their ends, to be forgotten
+	owing    map[*line]struct{} // lines whose growth is not charged yet
 	money    *metering.Book
 	judge    *reputation.Book
 	paces    *paces
@@ -57,7 +58,7 @@ type engine struct {
 	fleet    uint64 // grows when the set of nodes that could work changes
 	hour     int64  // the hour whose uptime was judged last
 	pacedAt  time.Time
-	careful  int    // so many turns take one event each, after a commit has failed
+	careful  int // so many turns take one event each, after a commit has failed
 }
 
 // turn is one round of the engine: some events, one transaction, and what follows it.

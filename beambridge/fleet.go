@@ -2,6 +2,7 @@ package beambridge
 
 import (
 	"context"
+	"encoding/hex"
 	"math"
 	"strconv"
 	"strings"
@@ -133,7 +134,7 @@ func (t *turn) described(n *node, c *dht.Candidate) (changed bool) {
 	if c.Availability != nil {
 		n.alive(t.now.Add(-c.Age))
 	}
-	group, anchor := b.operators.of(n.id, c.Capability, t.now)
+	group, anchor := b.groupOf(n.id, c.Capability, t.now)
 	if n.group == "" || n.anchor != anchor {
 		t.e.judge.Meet(n.id, group, anchor, t.now)
 		t.judged[n.id] = struct{}{}
@@ -150,6 +151,15 @@ func (t *turn) described(n *node, c *dht.Candidate) (changed bool) {
 	n.cores = int(max(c.Capability.GetHost().GetCores(), c.Capability.GetHost().GetThreads()))
 	b.host.Host().Peerstore().AddAddrs(n.id, addrsOf(n.id, c.Capability.GetAddrs()).Addrs, peerstore.TempAddrTTL)
 	return changed
+}
+
+// groupOf is whom a node is counted with: its operator if that has signed for it, else the network that its
+// address lies in; empty where neither is known, and it stands for itself.
+func (b *Bridge) groupOf(id protocol.PeerID, c *pb.Capability, now time.Time) (group string, anchor bool) {
+	if group, anchor = b.operators.of(id, c, now); group == "" {
+		group = subnetOf(addrsOf(id, c.GetAddrs()).Addrs)
+	}
+	return group, anchor
 }
 
 // candidates are the nodes of the directory as selection takes them, for one job.
@@ -216,10 +226,10 @@ func (b *Bridge) believes(id protocol.PeerID, l *pb.Label, now time.Time) bool {
 func (b *Bridge) candidate(c *dht.Candidate, s *placing, now time.Time) cluster.Candidate {
 	rec, av := c.Capability, c.Availability
 	h, loc := rec.GetHost(), rec.GetLocation()
-	group, anchor := b.operators.of(c.Peer, rec, now)
+	group, anchor := b.groupOf(c.Peer, rec, now)
 	score := b.engine.judge.Score(c.Peer, now)
 	x := cluster.Candidate{
-		Peer: c.Peer, Group: group, Site: siteOf(addrsOf(c.Peer, rec.GetAddrs()).Addrs), Where: true,
+		Peer: c.Peer, Group: group, Site: hex.EncodeToString(rec.GetNetwork().GetSiteTag()), Where: true,
 		Ready: c.State == "READY" || c.State == "BUSY", Fresh: c.State != "" && c.State != "STALE",
 		Cores: float64(max(h.GetCores(), h.GetThreads())), Memory: memoryOf(rec, av), Disk: diskOf(rec, av),
 		Region: loc.GetMacro(), Country: loc.GetCountry(), Price: rec.GetPolicy().GetPriceUusdPerHour(),

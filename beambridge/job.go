@@ -66,13 +66,15 @@ type job struct {
 
 // planRecord is what is kept of a selection: row Plan.
 type planRecord struct {
-	Explanation cluster.Explanation         `json:"explanation"`
-	Copies      int                         `json:"copies"`
-	Explore     float64                     `json:"explore,omitempty"`
-	Makespan    float64                     `json:"makespan_s,omitempty"`
-	Before      map[protocol.PeerID]float64 `json:"before,omitempty"` // Before is each member's score when it joined.
-	After       map[protocol.PeerID]float64 `json:"after,omitempty"`  // After is the same at the job's end.
-	Retried     []protocol.RetriedChunk     `json:"retried,omitempty"`
+	Explanation cluster.Explanation `json:"explanation"`
+	Copies      int                 `json:"copies"`
+	Explore     float64             `json:"explore,omitempty"`
+	Makespan    float64             `json:"makespan_s,omitempty"`
+	// Before is each member's score when it joined, After at the job's end. Their keys are the IDs' text: as keys,
+	// JSON takes the bytes of a string type as they are.
+	Before  map[string]float64      `json:"before,omitempty"`
+	After   map[string]float64      `json:"after,omitempty"`
+	Retried []protocol.RetriedChunk `json:"retried,omitempty"`
 }
 
 // attempt is a lease as the bridge witnessed it.
@@ -83,9 +85,9 @@ type attempt struct {
 	root  cid.Cid // of its outputs, once it ended well
 	// accounted says that its result is the chunk's.
 	accounted bool
-	sign  []byte  // the hash of the envelope that said so
-	asked bool    // a copy that the user asked for
-	extra bool    // a copy that the bridge wants for itself
+	sign      []byte // the hash of the envelope that said so
+	asked     bool   // a copy that the user asked for
+	extra     bool   // a copy that the bridge wants for itself
 	// unbilled is settled slot time of which nobody knows yet who pays: milliseconds.
 	unbilled int64
 	final    bool // its end was judged: what receipts still bring goes to payer at once
@@ -111,14 +113,16 @@ type line struct {
 	use     use
 	billed  int64 // ms that the user pays
 	charged int64
-	bridge  int64 // ms that the bridge pays
-	expense int64 // and what was posted for it
-	chunks  uint64
-	failed  uint64
-	cpu     int64 // ms as the node says
-	run     int64 // µs
-	blocks  uint64
-	ended   uint64 // runs in run
+	// chargedAt is when it was charged last.
+	chargedAt time.Time
+	bridge    int64 // ms that the bridge pays
+	expense   int64 // and what was posted for it
+	chunks    uint64
+	failed    uint64
+	cpu       int64 // ms as the node says
+	run       int64 // µs
+	blocks    uint64
+	ended     uint64 // runs in run
 }
 
 // fault is an end that the job is blamed for, as long as nobody else completes the chunk.
@@ -283,6 +287,9 @@ func (t *turn) state(j *job, fx cluster.Effects) {
 		return
 	}
 	j.over, j.endedAt = fx.State, t.now
+	for _, l := range j.lines {
+		t.lines[l] = struct{}{} // what is owed is charged with the end
+	}
 	if fx.State != cluster.JobDone {
 		j.row.State, j.row.Reason, j.row.Text, j.row.Ended = string(fx.State), protocol.Reason(fx.Reason), endText(j, fx), t.now
 	}

@@ -276,9 +276,9 @@ func groupOf(l store.Lease) string {
 	return l.Node.String()
 }
 
-// siteOf is the network that a node's address lies in: /24, or /48 of IPv6 (trust.md 1). Loopback and private
+// subnetOf is the network that a node's address lies in: /24, or /48 of IPv6 (trust.md 1). Loopback and private
 // addresses tell nothing, there each peer stands alone.
-func siteOf(addrs []multiaddr.Multiaddr) string {
+func subnetOf(addrs []multiaddr.Multiaddr) string {
 	for _, a := range addrs {
 		ip, err := manet.ToIP(a)
 		if err != nil {

@@ -118,8 +118,9 @@ func (e *engine) stream(ctx context.Context, l *link) (opened bool, err error) {
 	err = e.write(ctx, l, f, reports, read)
 	if ctx.Err() != nil {
 		_ = f.Close() // the node sees an orderly end
+	} else {
+		f.Reset()
 	}
-	f.Reset()
 	<-reports
 	return true, err
 }

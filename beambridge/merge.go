@@ -135,9 +135,9 @@ func (t *turn) merged(j *job, root cid.Cid, note string) {
 	if j.over == cluster.JobDone {
 		j.row.State, j.row.Reason, j.row.Text, j.row.Ended = string(cluster.JobDone), protocol.ReasonDone, "", t.now
 	}
-	j.plan.After = map[protocol.PeerID]float64{}
+	j.plan.After = map[string]float64{}
 	for id := range j.lines {
-		j.plan.After[id] = e.judge.Score(id, t.now).O
+		j.plan.After[id.String()] = e.judge.Score(id, t.now).O
 	}
 	j.plan.Retried = retriedOf(j)
 	j.writePlan()

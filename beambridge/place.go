@@ -266,8 +266,8 @@ func (b *Bridge) join(s *placing, plan cluster.Plan, a answer, c *cluster.Candid
 		l := j.line(m.Node)
 		l.ask, l.rate = m.Ask, rate
 		j.tracker.Replicate(max(plan.Copies, 1), max(plan.Explore, 0))
-		if _, ok := j.plan.Before[m.Node]; !ok {
-			j.plan.Before[m.Node] = t.e.judge.Score(m.Node, t.now).O
+		if _, ok := j.plan.Before[m.Node.String()]; !ok {
+			j.plan.Before[m.Node.String()] = t.e.judge.Score(m.Node, t.now).O
 		}
 		j.plan.keep(plan, cluster.Explanation{})
 		j.writePlan()

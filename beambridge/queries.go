@@ -34,11 +34,11 @@ func (e *engine) status(j *job) protocol.JobStatus {
 	s.Retried = retriedOf(j)
 	for _, id := range peersOf(j) {
 		l, m := j.lines[id], j.members[id]
-		n := protocol.JobNode{PeerID: id, State: memberWas, ScoreBefore: j.plan.Before[id], ScoreAfter: e.judge.Score(id, e.now()).O}
+		n := protocol.JobNode{PeerID: id, State: memberWas, ScoreBefore: j.plan.Before[id.String()], ScoreAfter: e.judge.Score(id, e.now()).O}
 		if m != nil {
 			n.State, n.Slots = m.State, m.Slots
 		}
-		if after, ok := j.plan.After[id]; ok {
+		if after, ok := j.plan.After[id.String()]; ok {
 			n.ScoreAfter = after
 		}
 		if l != nil {
@@ -124,7 +124,7 @@ func storedNodes(tx *store.Tx, id protocol.JobID, plan *planRecord, s *protocol.
 	nodes := map[protocol.PeerID]*protocol.JobNode{}
 	at := func(p protocol.PeerID) *protocol.JobNode {
 		if nodes[p] == nil {
-			nodes[p] = &protocol.JobNode{PeerID: p, State: memberWas, ScoreBefore: plan.Before[p], ScoreAfter: plan.After[p]}
+			nodes[p] = &protocol.JobNode{PeerID: p, State: memberWas, ScoreBefore: plan.Before[p.String()], ScoreAfter: plan.After[p.String()]}
 		}
 		return nodes[p]
 	}

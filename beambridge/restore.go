@@ -30,7 +30,7 @@ var (
 // restore builds the engine's whole state from the store: after a start, and after a commit that failed.
 func (e *engine) restore(ctx context.Context) error {
 	now := e.now()
-	e.jobs, e.attempts, e.ended = map[protocol.JobID]*job{}, map[protocol.LeaseID]*attempt{}, nil
+	e.jobs, e.attempts, e.ended, e.owing = map[protocol.JobID]*job{}, map[protocol.LeaseID]*attempt{}, nil, map[*line]struct{}{}
 	for _, n := range e.nodes {
 		n.jobs, n.stops, n.busy = map[*job]struct{}{}, map[protocol.LeaseID]stopping{}, 0
 	}
@@ -148,7 +148,7 @@ func (e *engine) load(tx *store.Tx, row store.Job, expenses map[string]int64, no
 		}
 	}
 	if j.plan.Before == nil {
-		j.plan.Before = map[protocol.PeerID]float64{}
+		j.plan.Before = map[string]float64{}
 	}
 	for _, x := range j.plan.Retried {
 		j.retried[x.First] = x
@@ -263,6 +263,7 @@ func (e *engine) loadPeople(tx *store.Tx, j *job, expenses map[string]int64) err
 		l := j.line(u.Node)
 		l.use = use{u.Records, u.PreparingMS, u.WorkingMS, u.GPUMS}
 		l.billed, l.charged, l.chunks, l.rate = u.BilledMS, u.ChargedUUSD, u.Chunks, u.Rate
+		e.owing[l] = struct{}{}
 		if l.expense = expenses[j.id().String()+"/"+u.Node.String()]; l.expense > 0 && l.rate > 0 {
 			l.bridge = (l.expense*settlement.HourMS + l.rate - 1) / l.rate
 		}

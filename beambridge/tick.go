@@ -32,6 +32,11 @@ func (e *engine) tick(t *turn) {
 			e.linkTo(n)
 		}
 	}
+	for l := range e.owing {
+		if l.due(t.now) {
+			t.lines[l] = struct{}{}
+		}
+	}
 	t.uptime()
 	e.forgetEnded(t.now)
 	if t.now.Sub(e.pacedAt) >= paceEvery && e.paces.changed() {

@@ -20,10 +20,6 @@ import (
 )
 
 const (
-	// LocalUser owns what is submitted with the token that a bridge makes at its first start.
-	LocalUser = "local"
-	// TokenFile is the file of that token in the bridge's data directory, readable by its owner alone.
-	TokenFile = "admin.token"
 	// tokenPrefix begins every token, so that one is recognised where it does not belong.
 	tokenPrefix = "gb_"
 	// inbox is the directory in which new tokens wait until they are used first: a token can be made beside a
@@ -44,14 +40,8 @@ type newToken struct {
 // CreateToken makes a bearer token of a bridge's API for a user, and returns its text, which is kept nowhere.
 // It works on the bridge's data directory, whether the bridge runs or not.
 func CreateToken(data, user, name string, scopes []api.Scope, now time.Time) (string, error) {
-	var secret [32]byte
-	_, _ = rand.Read(secret[:]) // never fails (Go 1.24)
-	text := tokenPrefix + base64.RawURLEncoding.EncodeToString(secret[:])
-	t := newToken{User: user, Name: name, Created: now.UTC()}
-	for _, s := range scopes {
-		t.Scopes = append(t.Scopes, string(s))
-	}
-	raw, err := json.Marshal(t)
+	text, row := freshToken(user, name, scopes, now)
+	raw, err := json.Marshal(newToken{User: user, Name: name, Scopes: row.Scopes, Created: now.UTC()})
 	if err != nil {
 		return "", fmt.Errorf("encoding a token: %w", err)
 	}
@@ -67,17 +57,35 @@ func tokenPath(data, text string) string {
 	return filepath.Join(data, inbox, hex.EncodeToString(sum[:]))
 }
 
-// localToken makes the token of whoever runs the bridge, once.
-func (b *Bridge) localToken() error {
-	path := filepath.Join(b.cfg.Data, TokenFile)
-	if _, err := os.Stat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return err
+// NewToken makes a token with every scope for a user, who is whoever runs the bridge, and returns its text.
+func (b *Bridge) NewToken(ctx context.Context, user string) (string, error) {
+	if err := b.running(); err != nil {
+		return "", err
 	}
-	text, err := CreateToken(b.cfg.Data, LocalUser, "made at the first start", []api.Scope{api.ScopeAdmin}, b.cfg.Clock())
-	if err != nil {
-		return err
+	text, row := freshToken(user, "whoever runs the bridge", []api.Scope{api.ScopeAdmin}, b.cfg.Clock())
+	_, err := ask(ctx, b.engine, func(t *turn) (struct{}, error) {
+		t.first = append(t.first, func(tx *store.Tx) error { return tx.PutToken(row) })
+		return struct{}{}, nil
+	})
+	return text, err
+}
+
+// TokenValid says whether a token is good.
+func (b *Bridge) TokenValid(ctx context.Context, text string) bool {
+	_, err := b.Authorize(ctx, text)
+	return err == nil
+}
+
+// freshToken makes a token.
+func freshToken(user, name string, scopes []api.Scope, now time.Time) (string, store.Token) {
+	var secret [32]byte
+	_, _ = rand.Read(secret[:]) // never fails (Go 1.24)
+	text := tokenPrefix + base64.RawURLEncoding.EncodeToString(secret[:])
+	row := store.Token{Hash: sha256.Sum256([]byte(text)), User: user, Name: name, Created: now}
+	for _, s := range scopes {
+		row.Scopes = append(row.Scopes, string(s))
 	}
-	return writeFile(path, []byte(text+"\n"))
+	return text, row
 }
 
 // Authorize implements api.Authorizer.

@@ -202,7 +202,18 @@ func (t *Tracker) allowed(c *chunk, k *worker) bool {
 	if !k.Probation {
 		return true
 	}
-	return !newcomer && t.cfg.Retries > 0 && (c.explore || float64(t.nExplored) < t.cfg.Explore*float64(t.nCut))
+	return !newcomer && t.cfg.Retries > 0 && (c.explore || float64(t.nExplored) < t.cfg.Explore*float64(t.nCut)) && t.checkable(k)
+}
+
+// checkable says that a vetted member could repeat what a newcomer does: a chunk of its own kin would wait for
+// ever.
+func (t *Tracker) checkable(k *worker) bool {
+	for _, o := range t.workers {
+		if o.member && !o.Probation && apart(o.Worker, k.Worker) {
+			return true
+		}
+	}
+	return false
 }
 
 // untried says that neither the node failed the chunk nor, by the job's own fault, another of its operator.
