@@ -1,0 +1,68 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"strings"
+	"testing"
+)
+
+// asProgram makes this test binary behave as gridbeam: the demo and the tests start it as bridge and nodes.
+const asProgram = "GRIDBEAM_TEST_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+		return
+	}
+	if err := os.Setenv(asProgram, "1"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
+
+// gridbeam runs a command in this process and returns its exit code and what it printed.
+func gridbeam(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(t.Context(), args, strings.NewReader(""), &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func TestWrongUseIsAnsweredWithOneSentenceAndCode2(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"nods"}, `no command "nods" (did you mean node`},
+		{[]string{"node", "rum"}, `no command "rum" (did you mean run`},
+		{[]string{"nodes", "--where", "cpu.corse >= 1"}, "cpu.cores"},
+		{[]string{"nodes", "--output", "xml"}, "want table, json, ndjson or csv"},
+		{[]string{"nodes"}, "say --join ADDRESS"},
+		{[]string{"nodes", "--join", "127.0.0.1:4001"}, "neither an invitation"},
+		{[]string{"nodes", "--join", "gridbeam:xx!"}, "copy the whole line again"},
+		{[]string{"node", "run", "--price", "cheap"}, "--price"},
+		{[]string{"node", "run", "--bogus"}, "unknown flag: --bogus; see gridbeam node run --help"},
+		{[]string{"demo", "--nodes", "9"}, "want 1..8"},
+		{[]string{"demo", "--nodes", "1", "--kill-node"}, "--nodes 2"},
+		{[]string{"version", "now"}, "wants no argument"},
+	} {
+		code, stdout, stderr := gridbeam(t, append(c.args, "--config-dir", dir)...)
+		if code != exitUsage || !strings.Contains(stderr, c.want) || stdout != "" || strings.Count(strings.TrimSpace(stderr), "\n") > 1 {
+			t.Errorf("%v: code %d, printed %q and %q, want 2 and %q", c.args, code, stdout, stderr, c.want)
+		}
+	}
+}
+
+func TestNobodyThereIsCode5(t *testing.T) {
+	const addr = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5"
+	code, _, stderr := gridbeam(t, "nodes", "--join", addr, "--timeout", "5s", "--config-dir", t.TempDir())
+	if code != exitNotConnected || !strings.Contains(stderr, "nobody answers") {
+		t.Fatalf("code %d, %q", code, stderr)
+	}
+	code, _, stderr = gridbeam(t, "node", "status", "--data", t.TempDir(), "--config-dir", t.TempDir())
+	if code != exitNotConnected || !strings.Contains(stderr, "gridbeam node run") {
+		t.Fatalf("code %d, %q", code, stderr)
+	}
+}

@@ -1,0 +1,581 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/goccy/go-yaml"
+	"github.com/mattn/go-isatty"
+	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+	"github.com/spf13/cobra"
+
+	"github.com/gridbeam/gridbeam/node"
+	"github.com/gridbeam/gridbeam/node/executor/wasm"
+	"github.com/gridbeam/gridbeam/p2p"
+	"github.com/gridbeam/gridbeam/protocol"
+)
+
+// nodeFile is node.yaml in the data directory; flags go before it.
+type nodeFile struct {
+	Join         []string `yaml:"join"`
+	Listen       []string `yaml:"listen"`
+	Price        string   `yaml:"price"`
+	Slots        int      `yaml:"slots"`
+	MDNS         *bool    `yaml:"mdns"`
+	AcceptFrom   string   `yaml:"accept_from"`
+	Deny         []string `yaml:"deny"`
+	MemoryPct    int      `yaml:"memory_percent"`
+	Disk         string   `yaml:"disk"`
+	MinIsolation string   `yaml:"min_isolation"`
+}
+
+const nodeFileName = "node.yaml"
+
+const nodeFileText = `# How this machine is offered. Each line shows its default; remove the # to change it. Flags of
+# "gridbeam node run" go before this file.
+
+# Invitations of networks, or addresses of peers. Only an invitation says whom the node works for.
+#join: []
+# Addresses to listen on.
+#listen: [/ip4/0.0.0.0/udp/0/quic-v1, /ip4/0.0.0.0/tcp/0]
+# Dollars per slot and hour; 0 is free.
+#price: "0"
+# How many chunks run at once; 0 is one per core.
+#slots: 0
+# Find peers in the local network; finding grants nothing.
+#mdns: true
+# Whom to work for: chained (whoever has a grant chain from a root of a joined network) or nobody.
+#accept_from: chained
+# Peer IDs of bridges or issuers that get nothing.
+#deny: []
+# Share of the machine's memory that jobs may use, and what they may write to its disk.
+#memory_percent: 80
+#disk: 50GiB
+# The least isolation for other people's code: strong, shared or dev.
+#min_isolation: strong
+`
+
+type nodeFlags struct {
+	join, listen []string
+	network      string
+	yes, local   bool
+	price        string
+	slots        int
+	mdns         bool
+	drain        time.Duration
+	out          output
+}
+
+func nodeCommand() *cobra.Command {
+	return group("node", "Offer this machine", nodeInitCommand(), nodeRunCommand(), nodeStatusCommand(),
+		nodeControl("pause", "Take no new work; what runs goes on", func(ctx context.Context, c *node.Control, _ time.Duration) error { return c.Pause(ctx) }),
+		nodeControl("resume", "Take work again", func(ctx context.Context, c *node.Control, _ time.Duration) error { return c.Resume(ctx) }),
+		nodeControl("drain", "Take no new work, let what runs end or hand it back, then stay idle", func(ctx context.Context, c *node.Control, d time.Duration) error { return c.Drain(ctx, d) }),
+		nodeControl("stop", "Drain, then end the daemon", func(ctx context.Context, c *node.Control, d time.Duration) error { return c.Stop(ctx, d) }))
+}
+
+func nodeInitCommand() *cobra.Command {
+	var importKey string
+	c := &cobra.Command{Use: "init", Short: "Make key and configuration of a node", Args: exactArgs(), RunE: func(c *cobra.Command, _ []string) error {
+		dir, err := dataDir(c, "node")
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("making the data directory: %w", err)
+		}
+		path := filepath.Join(dir, "identity.key")
+		if importKey != "" {
+			if _, err := p2p.ImportIdentity(path, importKey); err != nil {
+				return err
+			}
+		} else if _, err := p2p.LoadOrCreateIdentity(path); err != nil {
+			return err
+		}
+		id, err := identityOf(path)
+		if err != nil {
+			return err
+		}
+		conf := filepath.Join(dir, nodeFileName)
+		if _, err := os.Stat(conf); errors.Is(err, fs.ErrNotExist) {
+			if err := writePrivate(conf, []byte(nodeFileText)); err != nil {
+				return err
+			}
+		}
+		_, err = fmt.Fprintf(c.OutOrStdout(), "node %s\nkey            %s\nconfiguration  %s\n\nNext: gridbeam node run --data %s\n", id, path, conf, dir)
+		return err
+	}}
+	c.Flags().String("data", "", "data directory (default: gridbeam/node in the user's data directory)")
+	c.Flags().StringVar(&importKey, "import-key", "", "take over the Ed25519 key in this file, so that the peer ID stays")
+	return c
+}
+
+func identityOf(path string) (protocol.PeerID, error) {
+	key, err := p2p.LoadIdentity(path)
+	if err != nil {
+		return "", err
+	}
+	return peerOf(key)
+}
+
+func nodeRunCommand() *cobra.Command {
+	var f nodeFlags
+	c := &cobra.Command{
+		Use:   "run",
+		Short: "Run the daemon; Ctrl-C drains, a second one kills",
+		Long: `Runs the daemon that offers this machine to the bridges of the networks that it has joined.
+
+On the machine and for the user of "gridbeam bridge run" nothing has to be said: the bridge's network is found. Elsewhere join by the
+invitation that the bridge prints: gridbeam node run --join gridbeam:... A bare address or mDNS finds peers but grants nothing.`,
+		Args: exactArgs(),
+		RunE: func(c *cobra.Command, _ []string) error { return runNode(c, &f) },
+	}
+	fl := c.Flags()
+	fl.String("data", "", "data directory (default: gridbeam/node in the user's data directory)")
+	fl.StringSliceVar(&f.join, "join", nil, "invitation of a network, or address of a peer; repeatable")
+	fl.StringVar(&f.network, "network", "", "file with a network, as its owner signed it")
+	fl.BoolVar(&f.yes, "yes", false, "join without asking")
+	fl.StringSliceVar(&f.listen, "listen", nil, "multiaddr to listen on; repeatable (default: any port, QUIC and TCP)")
+	fl.StringVar(&f.price, "price", "", "dollars per slot and hour (default 0: free)")
+	fl.IntVar(&f.slots, "slots", 0, "chunks that run at once (default: one per core)")
+	fl.BoolVar(&f.mdns, "mdns", true, "find peers in the local network")
+	fl.BoolVar(&f.local, "local", false, "one machine or LAN: do not ask others whether this machine can be reached (default: when all known peers are local)")
+	fl.DurationVar(&f.drain, "drain", 5*time.Second, "how long running chunks may go on after Ctrl-C")
+	f.out.flag(c, false)
+	return c
+}
+
+func runNode(c *cobra.Command, f *nodeFlags) error {
+	dir, err := dataDir(c, "node")
+	if err != nil {
+		return err
+	}
+	log, err := logger(c, slog.LevelInfo)
+	if err != nil {
+		return err
+	}
+	cfg, err := nodeConfig(c, f, dir)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the data directory: %w", err)
+	}
+	wcfg := wasm.DefaultConfig()
+	wcfg.CacheDir = filepath.Join(dir, "cache", "wasm")
+	backend, err := wasm.New(wcfg, log)
+	if err != nil {
+		return err
+	}
+	n, err := node.New(cfg, []node.Backend{{Executor: backend, InProcess: true}}, log)
+	if err != nil {
+		return errors.Join(err, backend.Close())
+	}
+	ctx, cancel := context.WithCancel(c.Context())
+	defer cancel()
+	done := make(chan error, 1) // the one result of Run
+	go func() { done <- n.Run(ctx) }()
+	select {
+	case <-n.Ready():
+		err = announceNode(c, f, n.Status(), dir)
+		if err != nil {
+			cancel()
+		}
+		err = errors.Join(err, <-done)
+	case err = <-done:
+	}
+	return errors.Join(explainStart(err), backend.Close())
+}
+
+// explainStart gives the errors of a start their exit code.
+func explainStart(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, node.ErrConfig), errors.Is(err, p2p.ErrKeyMode), errors.Is(err, p2p.ErrKeyType), errors.Is(err, p2p.ErrKeyFormat):
+		return withCode(exitUsage, err)
+	}
+	return err
+}
+
+// nodeConfig puts flags, node.yaml and what the user's own bridge left together.
+func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error) {
+	cfg := node.DefaultConfig(dir)
+	cfg.Version = version
+	file, err := readNodeFile(filepath.Join(dir, nodeFileName))
+	if err != nil {
+		return cfg, err
+	}
+	if len(f.join) == 0 {
+		f.join = file.Join
+	}
+	if len(f.listen) == 0 {
+		f.listen = file.Listen
+	}
+	if f.price == "" {
+		f.price = file.Price
+	}
+	if f.slots == 0 {
+		f.slots = file.Slots
+	}
+	if file.MDNS != nil && !c.Flags().Changed("mdns") {
+		f.mdns = *file.MDNS
+	}
+	cfg.MDNS, cfg.Slots, cfg.Drain = f.mdns, f.slots, f.drain
+	if f.price != "" {
+		ask, err := protocol.ParseMoney(f.price)
+		if err != nil || ask < 0 {
+			return cfg, usagef("--price is %q, want dollars per slot and hour such as 0.35", f.price)
+		}
+		cfg.Ask = uint64(ask)
+	}
+	for _, text := range f.listen {
+		a, err := multiaddr.NewMultiaddr(text)
+		if err != nil {
+			return cfg, usagef("--listen %s: %s; want for example /ip4/0.0.0.0/tcp/4001", text, err)
+		}
+		cfg.Listen = append(cfg.Listen, a)
+	}
+	if err := file.policy(&cfg.Policy); err != nil {
+		return cfg, err
+	}
+	if err := joinNetworks(c, f, dir, &cfg); err != nil {
+		return cfg, err
+	}
+	peers := cfg.Join
+	for i := range cfg.Networks {
+		peers = append(peers, cfg.Networks[i].Bootstrap...)
+	}
+	cfg.Local = f.local || len(peers) > 0 && all(peers, manet.IsPrivateAddr)
+	if cfg.Local && len(cfg.Listen) == 0 && !all(peers, manet.IsIPLoopback) {
+		for _, text := range []string{"/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"} {
+			cfg.Listen = append(cfg.Listen, multiaddr.StringCast(text))
+		}
+	}
+	cfg.OperatorKey, err = operatorKey(c, false)
+	return cfg, err
+}
+
+func all(addrs []multiaddr.Multiaddr, is func(multiaddr.Multiaddr) bool) bool {
+	for _, a := range addrs {
+		if !is(a) {
+			return false
+		}
+	}
+	return true
+}
+
+func readNodeFile(path string) (file nodeFile, err error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return file, nil
+	}
+	if err != nil {
+		return file, fmt.Errorf("reading the configuration: %w", err)
+	}
+	if err := yaml.UnmarshalWithOptions(b, &file, yaml.Strict()); err != nil && !errors.Is(err, io.EOF) {
+		return file, usagef("%s: %s", path, yaml.FormatError(err, false, true))
+	}
+	return file, nil
+}
+
+func (file *nodeFile) policy(p *node.Policy) error {
+	if file.AcceptFrom != "" {
+		p.AcceptFrom = file.AcceptFrom
+	}
+	if file.MinIsolation != "" {
+		p.MinIsolation = file.MinIsolation
+	}
+	if file.MemoryPct != 0 {
+		p.Limits.MemoryPercent = file.MemoryPct
+	}
+	if file.Disk != "" {
+		size, err := protocol.ParseByteSize(file.Disk)
+		if err != nil {
+			return usagef("%s: disk: %s", nodeFileName, err)
+		}
+		p.Limits.DiskBytes = uint64(size)
+	}
+	for _, text := range file.Deny {
+		id, err := decodePeer(text)
+		if err != nil {
+			return usagef("%s: deny: %s", nodeFileName, err)
+		}
+		p.Deny = append(p.Deny, id)
+	}
+	return nil
+}
+
+// invitationFile keeps the networks that the node has joined, an invitation a line.
+const invitationFile = "networks"
+
+// joinNetworks finds out whom the node works for: invitations of --join, which are kept, those kept before, the
+// file of --network, else the network of this user's own bridge.
+func joinNetworks(c *cobra.Command, f *nodeFlags, dir string, cfg *node.Config) error {
+	now := time.Now()
+	j, err := parseJoin(f.join, now)
+	if err != nil {
+		return err
+	}
+	kept := filepath.Join(dir, invitationFile)
+	before, err := os.ReadFile(kept)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading the joined networks: %w", err)
+	}
+	lines := strings.Fields(string(before))
+	if len(j.networks) > 0 {
+		if err := agree(c, f, j.networks, lines); err != nil {
+			return err
+		}
+		for _, v := range f.join {
+			if strings.HasPrefix(v, protocol.InvitationPrefix) {
+				lines = append(lines, strings.TrimSpace(v))
+			}
+		}
+		if err := writePrivate(kept, []byte(strings.Join(unique(lines), "\n")+"\n")); err != nil {
+			return err
+		}
+	}
+	add := func(n protocol.NetworkFile) {
+		for i := range cfg.Networks {
+			if cfg.Networks[i].ID == n.ID {
+				return
+			}
+		}
+		cfg.Networks = append(cfg.Networks, n)
+	}
+	for _, n := range j.networks {
+		add(n)
+	}
+	cfg.Join = append(cfg.Join, j.bootstrap...)
+	for _, text := range lines {
+		inv, err := protocol.ParseInvitation(text, time.Time{}) // it was accepted in time
+		if err != nil {
+			return fmt.Errorf("%s: %w; delete the line", kept, err)
+		}
+		add(inv.Network)
+		cfg.Join = append(cfg.Join, inv.Bootstrap...)
+	}
+	if f.network != "" {
+		b, err := os.ReadFile(f.network)
+		if err != nil {
+			return usagef("--network: %s", err)
+		}
+		n, err := protocol.ParseNetworkFile(b)
+		if err != nil {
+			return usagef("--network %s: %s", f.network, err)
+		}
+		add(n)
+	}
+	config, err := configDir(c)
+	if err != nil {
+		return err
+	}
+	if inv, ok, err := knownNetwork(config); err == nil && ok && (len(cfg.Networks) == 0 || cfg.Networks[0].ID == inv.Network.ID) {
+		add(inv.Network)
+		cfg.Join = append(cfg.Join, inv.Bootstrap...)
+	} else if err != nil && len(cfg.Networks) == 0 {
+		return err
+	}
+	cfg.Join = uniqueAddrs(cfg.Join)
+	return nil
+}
+
+// agree shows whom an invitation trusts and asks once on a terminal; --yes answers elsewhere.
+func agree(c *cobra.Command, f *nodeFlags, networks []protocol.NetworkFile, known []string) error {
+	for i := range networks {
+		n := &networks[i]
+		for _, k := range known {
+			if inv, err := protocol.ParseInvitation(k, time.Time{}); err == nil && inv.Network.ID == n.ID {
+				return nil
+			}
+		}
+		w := c.ErrOrStderr()
+		_, _ = fmt.Fprintf(w, "Network %q (%s): bridges with a grant of these keys may run sandboxed jobs on this machine:\n", printable(n.Name), n.ID)
+		for _, r := range n.Roots {
+			_, _ = fmt.Fprintf(w, "  %s\n", r)
+		}
+		if f.yes {
+			continue
+		}
+		in, ok := c.InOrStdin().(*os.File)
+		if !ok || !isatty.IsTerminal(in.Fd()) {
+			return usagef("joining a network needs a yes: add --yes, or run it on a terminal")
+		}
+		_, _ = fmt.Fprint(w, "Join? [y/N] ")
+		var reply string
+		_, _ = fmt.Fscanln(in, &reply)
+		if r := strings.ToLower(reply); r != "y" && r != "yes" {
+			return withCode(exitFailed, errors.New("not joined"))
+		}
+	}
+	return nil
+}
+
+func unique(lines []string) (out []string) {
+	seen := map[string]bool{}
+	for _, l := range lines {
+		if !seen[l] {
+			seen[l] = true
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+func uniqueAddrs(addrs []multiaddr.Multiaddr) (out []multiaddr.Multiaddr) {
+	seen := map[string]bool{}
+	for _, a := range addrs {
+		if !seen[a.String()] {
+			seen[a.String()] = true
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// nodeReady is the line that a daemon writes with --output json when it is ready.
+type nodeReady struct {
+	Event  string      `json:"event"`
+	Data   string      `json:"data"`
+	Status node.Status `json:"status"`
+}
+
+func announceNode(c *cobra.Command, f *nodeFlags, s node.Status, dir string) error {
+	if f.out.json() {
+		return writeJSON(c.OutOrStdout(), nodeReady{"ready", dir, s}, false)
+	}
+	w := c.OutOrStdout()
+	writeNode(w, &s)
+	_, err := fmt.Fprintf(w, "stop with Ctrl-C, or: gridbeam node stop --data %s\n", dir)
+	return err
+}
+
+// writeNode is the block that ends a start and that status prints.
+func writeNode(w io.Writer, s *node.Status) {
+	p := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
+	p("node %s is %s", s.PeerID, s.State)
+	for _, why := range s.Why {
+		p("  %s", printable(why))
+	}
+	p("offers     %d slots, %d busy, %s", s.Slots, s.Busy, priceText(&s.Ask))
+	p("runs       %s", strings.Join(s.Executors, ", "))
+	inv := &s.Inventory
+	p("machine    %d threads of %s, %s memory, %s disk free", inv.Threads, printable(inv.CPUModel), humanize.IBytes(inv.Memory), humanize.IBytes(inv.DiskFree))
+	writeGPUs(w, s)
+	for _, n := range s.Networks {
+		p("network    %s %q", n.ID, printable(n.Name))
+	}
+	p("directory  %d peers keep its record", s.Directory)
+	for _, b := range s.Bridges {
+		state := "away"
+		if b.Connected {
+			state = "connected"
+		}
+		p("bridge     %s %s, %d receipts, %d not counter-signed yet", b.Peer, state, b.Receipts, b.Open)
+	}
+	p("done       %d chunks, %d failed", s.Done, s.Failed)
+	for _, a := range s.Addresses {
+		p("address    %s", a)
+	}
+	if len(s.Leases) > 0 {
+		t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+		_, _ = fmt.Fprintln(t, "LEASE\tJOB\tINPUTS\tFENCE\tSTATE\tSINCE")
+		for _, l := range s.Leases {
+			_, _ = fmt.Fprintf(t, "%s\t%s\t[%d,%d)\t%d\t%s\t%s\n", l.Lease, l.Job, l.First, l.End, l.Fence, l.State, l.Since.Local().Format(time.TimeOnly))
+		}
+		_ = t.Flush()
+	}
+}
+
+func nodeStatusCommand() *cobra.Command {
+	var out output
+	c := &cobra.Command{Use: "status", Short: "State, leases and who uses this node", Args: exactArgs(), RunE: func(c *cobra.Command, _ []string) error {
+		control, err := dialNode(c)
+		if err != nil {
+			return err
+		}
+		defer control.Close()
+		s, err := control.Status(c.Context())
+		if err != nil {
+			return notRunning(err)
+		}
+		return out.object(c.OutOrStdout(), s, func(w io.Writer) { writeNode(w, &s) })
+	}}
+	c.Flags().String("data", "", "data directory of the node")
+	out.flag(c, false)
+	return c
+}
+
+func nodeControl(verb, short string, do func(context.Context, *node.Control, time.Duration) error) *cobra.Command {
+	var deadline time.Duration
+	c := &cobra.Command{Use: verb, Short: short, Args: exactArgs(), RunE: func(c *cobra.Command, _ []string) error {
+		control, err := dialNode(c)
+		if err != nil {
+			return err
+		}
+		defer control.Close()
+		if err := do(c.Context(), control, deadline); err != nil {
+			return notRunning(err)
+		}
+		s, err := control.Status(c.Context())
+		if verb == "stop" || err != nil {
+			_, err = fmt.Fprintln(c.OutOrStdout(), "node stopped")
+			return err
+		}
+		_, err = fmt.Fprintf(c.OutOrStdout(), "node is %s, %d chunks in hand\n", s.State, len(s.Leases))
+		return err
+	}}
+	c.Flags().String("data", "", "data directory of the node")
+	if verb == "drain" || verb == "stop" {
+		c.Flags().DurationVar(&deadline, "deadline", 10*time.Minute, "hand back what has not ended by then")
+	}
+	return c
+}
+
+func dialNode(c *cobra.Command) (*node.Control, error) {
+	dir, err := dataDir(c, "node")
+	if err != nil {
+		return nil, err
+	}
+	control, err := node.Dial(c.Context(), dir)
+	return control, notRunning(err)
+}
+
+func notRunning(err error) error {
+	if errors.Is(err, node.ErrNotRunning) {
+		return withCode(exitNotConnected, err)
+	}
+	return err
+}
+
+// writeGPUs says which GPUs are offered and why the others are not.
+func writeGPUs(w io.Writer, s *node.Status) {
+	g := &s.Inventory.GPUs
+	offered := uint32(0)
+	for _, group := range g.Groups {
+		offered += group.GetCount()
+	}
+	if len(g.Devices) == 0 && len(g.Problems) == 0 {
+		_, _ = fmt.Fprintln(w, "gpus       none; this version runs WebAssembly on processors")
+		return
+	}
+	_, _ = fmt.Fprintf(w, "gpus       %d of %d can be offered\n", offered, len(g.Devices))
+	for _, group := range g.Groups {
+		_, _ = fmt.Fprintf(w, "  %d x %s\n", group.GetCount(), printable(group.GetModel()))
+	}
+	for _, p := range g.Problems {
+		_, _ = fmt.Fprintf(w, "  %+v\n", p)
+	}
+}
