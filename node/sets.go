@@ -64,14 +64,15 @@ func (c *clerk) serve(ctx context.Context, f *p2p.Frames) error {
 			}
 			return err
 		}
-		if _, err := c.gate.any(f.Peer(), protocol.AbilityJobSubmit); err != nil {
+		right, err := c.gate.any(f.Peer(), protocol.AbilityJobSubmit)
+		if err != nil {
 			return err
 		}
 		set, err := readSet(m)
 		if err != nil {
 			return err
 		}
-		report := c.book.applySet(ctx, f.Peer(), set)
+		report := c.book.applySet(ctx, f.Peer(), &right, set)
 		report.State, report.NodeMs, report.Boot = string(c.state()), c.book.now().UnixMilli(), c.boot
 		if err := f.Write(report); err != nil {
 			return err
@@ -81,12 +82,13 @@ func (c *clerk) serve(ctx context.Context, f *p2p.Frames) error {
 
 // applySet brings what the node holds in line with what a bridge wants, and reports what it then holds. An older
 // set than the last one changes nothing (execution.md 8).
-func (b *book) applySet(ctx context.Context, from protocol.PeerID, set desired) *pb.LeaseReport {
+func (b *book) applySet(ctx context.Context, from protocol.PeerID, right *right, set desired) *pb.LeaseReport {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	br := b.bridgeOf(from)
 	now := b.now()
 	br.heard = now
+	br.agree(b.diary, pair{right.network, from}, right.Grant)
 	br.meter.Hear(now, time.UnixMilli(set.bridgeMS))
 	if br.tries > 0 { // it is back
 		br.tries, br.after = 0, time.Time{}

@@ -100,11 +100,12 @@ func (w *world) joinAll() {
 // within fails unless ok comes true in so much virtual time.
 func (w *world) within(d time.Duration, what string, ok func() bool) {
 	w.Helper()
+	step := max(10*time.Millisecond, d/500)
 	for end := time.Now().Add(d); !ok(); {
 		if time.Now().After(end) {
 			w.Fatalf("not within %s: %s", d, what)
 		}
-		<-time.After(10 * time.Millisecond)
+		<-time.After(step)
 	}
 }
 
