@@ -300,97 +300,119 @@ func signedNouns() []signedNoun {
 		return raw
 	}
 	return []signedNoun{
-		{nounReservation, bridgeActor, func(t testing.TB) []byte {
-			v := fixedReservation()
-			raw, err := v.Seal(bridgeActor.key)
-			return must(t, raw, err)
-		},
+		{
+			nounReservation, bridgeActor, func(t testing.TB) []byte {
+				v := fixedReservation()
+				raw, err := v.Seal(bridgeActor.key)
+				return must(t, raw, err)
+			},
 			func(raw []byte) (proto.Message, error) {
 				v, err := OpenReservation(raw)
 				return opened(v, err, func(v *Reservation) proto.Message { return v.toPB() })
-			}},
-		{nounOffer, nodeActor, func(t testing.TB) []byte {
-			v := fixedOffer()
-			raw, err := v.Seal(nodeActor.key)
-			return must(t, raw, err)
+			},
 		},
+		{
+			nounOffer, nodeActor, func(t testing.TB) []byte {
+				v := fixedOffer()
+				raw, err := v.Seal(nodeActor.key)
+				return must(t, raw, err)
+			},
 			func(raw []byte) (proto.Message, error) {
 				v, err := OpenOffer(raw)
 				return opened(v, err, func(v *Offer) proto.Message { return v.toPB() })
-			}},
-		{nounAnnouncement, bridgeActor, func(t testing.TB) []byte {
-			v := fixedAnnouncement()
-			raw, err := v.Seal(bridgeActor.key)
-			return must(t, raw, err)
+			},
 		},
+		{
+			nounAnnouncement, bridgeActor, func(t testing.TB) []byte {
+				v := fixedAnnouncement()
+				raw, err := v.Seal(bridgeActor.key)
+				return must(t, raw, err)
+			},
 			func(raw []byte) (proto.Message, error) {
 				v, err := OpenAnnouncement(raw)
 				return opened(v, err, func(v *Announcement) proto.Message { return v.toPB() })
-			}},
-		{nounLease, bridgeActor, func(t testing.TB) []byte {
-			v := fixedLeaseGrants()
-			raw, err := v.Seal(bridgeActor.key)
-			return must(t, raw, err)
+			},
 		},
+		{
+			nounLease, bridgeActor, func(t testing.TB) []byte {
+				v := fixedLeaseGrants()
+				raw, err := v.Seal(bridgeActor.key)
+				return must(t, raw, err)
+			},
 			func(raw []byte) (proto.Message, error) {
 				v, err := OpenLeaseGrants(raw)
 				return opened(v, err, func(v *LeaseGrants) proto.Message { return v.toPB() })
-			}},
-		{nounResult, nodeActor, func(t testing.TB) []byte {
-			v := fixedResults()
-			raw, err := v.Seal(nodeActor.key)
-			return must(t, raw, err)
+			},
 		},
+		{
+			nounResult, nodeActor, func(t testing.TB) []byte {
+				v := fixedResults()
+				raw, err := v.Seal(nodeActor.key)
+				return must(t, raw, err)
+			},
 			func(raw []byte) (proto.Message, error) {
 				v, err := OpenResults(raw)
 				return opened(v, err, func(v *Results) proto.Message { return v.toPB() })
-			}},
-		{nounReceipt, nodeActor, func(t testing.TB) []byte {
-			v := fixedReceipt()
-			raw, _, err := v.Seal(nodeActor.key)
-			return must(t, raw, err)
+			},
 		},
+		{
+			nounReceipt, nodeActor, func(t testing.TB) []byte {
+				v := fixedReceipt()
+				raw, _, err := v.Seal(nodeActor.key)
+				return must(t, raw, err)
+			},
 			func(raw []byte) (proto.Message, error) {
 				v, _, err := OpenReceipt(raw)
 				return opened(v, err, func(v *Receipt) proto.Message { return v.toPB() })
-			}},
-		{nounCounterSign, bridgeActor, func(t testing.TB) []byte {
-			v := fixedCounterSign()
-			raw, err := v.Seal(bridgeActor.key)
-			return must(t, raw, err)
+			},
 		},
+		{
+			nounCounterSign, bridgeActor, func(t testing.TB) []byte {
+				v := fixedCounterSign()
+				raw, err := v.Seal(bridgeActor.key)
+				return must(t, raw, err)
+			},
 			func(raw []byte) (proto.Message, error) {
 				v, err := OpenCounterSign(raw, bridgeActor.id)
 				return opened(v, err, func(v *CounterSign) proto.Message { return v.toPB() })
-			}},
-		{nounAttestation, bridgeActor, func(t testing.TB) []byte {
-			v := fixedAttestation()
-			raw, err := v.Seal(bridgeActor.key)
-			return must(t, raw, err)
+			},
 		},
+		{
+			nounAttestation, bridgeActor, func(t testing.TB) []byte {
+				v := fixedAttestation()
+				raw, err := v.Seal(bridgeActor.key)
+				return must(t, raw, err)
+			},
 			func(raw []byte) (proto.Message, error) {
 				v, err := OpenAttestation(raw, noon)
 				return opened(v, err, func(v *Attestation) proto.Message { return v.toPB() })
-			}},
-		{nounGrant, rootActor, func(t testing.TB) []byte { return sealChain(t, fixedChain()[:1], keysOfChain())[0] },
+			},
+		},
+		{
+			nounGrant, rootActor, func(t testing.TB) []byte { return sealChain(t, fixedChain()[:1], keysOfChain())[0] },
 			func(raw []byte) (proto.Message, error) {
 				v, err := ParseGrant(raw)
 				return opened(v, err, func(v *Grant) proto.Message { return v.toPB() })
-			}},
-		{nounCapability, nodeActor, func(t testing.TB) []byte {
-			raw, err := SealCapability(nodeActor.key, fixedCapability())
-			return must(t, raw, err)
+			},
 		},
+		{
+			nounCapability, nodeActor, func(t testing.TB) []byte {
+				raw, err := SealCapability(nodeActor.key, fixedCapability())
+				return must(t, raw, err)
+			},
 			func(raw []byte) (proto.Message, error) {
 				return messageOf(OpenCapability(raw, signerIn(nounCapability, raw)))
-			}},
-		{nounAvailability, nodeActor, func(t testing.TB) []byte {
-			raw, err := SealAvailability(nodeActor.key, fixedAvailability())
-			return must(t, raw, err)
+			},
 		},
+		{
+			nounAvailability, nodeActor, func(t testing.TB) []byte {
+				raw, err := SealAvailability(nodeActor.key, fixedAvailability())
+				return must(t, raw, err)
+			},
 			func(raw []byte) (proto.Message, error) {
 				return messageOf(OpenAvailability(raw, signerIn(nounAvailability, raw)))
-			}},
+			},
+		},
 	}
 }
 
