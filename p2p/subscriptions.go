@@ -1,7 +1,9 @@
 package p2p
 
 import (
+	"strings"
 	"sync"
+	"time"
 
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
 	pb "github.com/libp2p/go-libp2p-pubsub/pb"
@@ -92,11 +94,29 @@ func (s *subscriptions) forget(p peer.ID) {
 	delete(s.peers, p)
 }
 
-// notifiee forgets peers when their last connection closes.
+// relearn is how long after a lost connection a peer that is still connected is asked for its subscriptions: the
+// router has to have noticed the loss by then.
+const relearn = time.Second
+
+// notifiee forgets peers when their last connection closes. When another connection stays, the router has
+// dropped what the peer had subscribed to all the same, for good: a peer that was killed and came back is known
+// by its new connection, and seconds later the old one is found dead. So the peer's gossip stream is reset; the
+// peer opens another, and begins it by saying what it subscribes to.
 func (s *subscriptions) notifiee() network.Notifiee {
 	return &network.NotifyBundle{DisconnectedF: func(n network.Network, c network.Conn) {
-		if n.Connectedness(c.RemotePeer()) != network.Connected {
-			s.forget(c.RemotePeer())
+		id := c.RemotePeer()
+		if n.Connectedness(id) != network.Connected {
+			s.forget(id)
+			return
 		}
+		time.AfterFunc(relearn, func() {
+			for _, c := range n.ConnsToPeer(id) {
+				for _, st := range c.GetStreams() {
+					if st.Stat().Direction == network.DirInbound && strings.HasPrefix(string(st.Protocol()), "/meshsub/") {
+						_ = st.Reset() // the peer may have closed it itself
+					}
+				}
+			}
+		})
 	}}
 }
