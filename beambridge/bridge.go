@@ -384,7 +384,9 @@ func (b *Bridge) serveAPI(ctx context.Context, ln net.Listener) error {
 	if err := os.MkdirAll(spool, 0o700); err != nil {
 		return errors.Join(fmt.Errorf("making the directory for uploads: %w", err), ln.Close())
 	}
-	srv, err := api.New(api.DefaultConfig(spool), b.Face(), b.log)
+	cfg := api.DefaultConfig(spool)
+	cfg.Rate = b.cfg.APIRate
+	srv, err := api.New(cfg, b.Face(), b.log)
 	if err != nil {
 		return errors.Join(err, ln.Close())
 	}

@@ -46,6 +46,9 @@ type Config struct {
 	MDNS bool
 	// APIListen is the TCP address of the HTTP API. Default 127.0.0.1:1994 (RNP-005); empty serves none.
 	APIListen string
+	// APIRate is requests per second of a principal, waits and streams apart. Default 50 (trust.md 4); 0 has no
+	// bound, for benchmarks.
+	APIRate float64
 	// FeePPM is what the operator keeps of each bill, in millionths. Default 0; the network's own fee of
 	// RNP-021 comes on top of it.
 	FeePPM int64
@@ -95,7 +98,7 @@ type Started struct {
 func DefaultConfig(data string) Config {
 	return Config{
 		Data: data, Key: filepath.Join(data, "identity.key"), Network: filepath.Join(data, "network"), NetworkName: "private",
-		MDNS: true, APIListen: "127.0.0.1:1994", Version: "dev", Schedule: dht.DefaultSchedule(), Buckets: 20, Links: 256,
+		MDNS: true, APIListen: "127.0.0.1:1994", APIRate: 50, Version: "dev", Schedule: dht.DefaultSchedule(), Buckets: 20, Links: 256,
 		Drain: 3 * time.Second, Reserve: 256 << 20, Clock: time.Now,
 	}
 }
@@ -114,6 +117,8 @@ func (c *Config) Validate() error {
 		return bad("Network", "is %q, want an absolute path", c.Network)
 	case c.NetworkName == "" || len(c.NetworkName) > 64:
 		return bad("NetworkName", "has %d bytes, want 1..64", len(c.NetworkName))
+	case !(c.APIRate >= 0):
+		return bad("APIRate", "is %g, want at least 0", c.APIRate)
 	case c.FeePPM < 0 || c.FeePPM > 900_000:
 		return bad("FeePPM", "is %d, want 0..900000 millionths", c.FeePPM)
 	case c.Version == "" || len(c.Version) > 22:

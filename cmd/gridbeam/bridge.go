@@ -27,6 +27,7 @@ var bridgeListen = []string{"/ip4/0.0.0.0/udp/1995/quic-v1", "/ip4/0.0.0.0/tcp/1
 type bridgeFlags struct {
 	listen, join, anchors []string
 	api, name             string
+	apiRate               float64
 	local, public, mdns   bool
 	out                   output
 }
@@ -66,6 +67,7 @@ user's nodes and "gridbeam job" need to find it. For other machines it prints an
 	fl.StringSliceVar(&f.join, "join", nil, "address of a peer of the network; repeatable")
 	fl.StringSliceVar(&f.anchors, "anchor", nil, "peer ID of a node whose work needs no copy; repeatable (this user's own nodes are)")
 	fl.StringVar(&f.api, "api", "127.0.0.1:1994", "address of the HTTP API")
+	fl.Float64Var(&f.apiRate, "api-rate", 50, "requests per second that a user may make; 0 is without bound")
 	fl.StringVar(&f.name, "name", "private", "name of the network that a first start makes")
 	fl.BoolVar(&f.local, "local", true, "one machine or LAN: do not ask others whether this machine can be reached")
 	fl.BoolVar(&f.public, "public", false, "this machine is dialled from the open internet: the opposite of --local")
@@ -122,7 +124,7 @@ func runBridge(c *cobra.Command, f *bridgeFlags) error {
 func bridgeConfig(c *cobra.Command, f *bridgeFlags, dir string) (beambridge.Config, error) {
 	cfg := beambridge.DefaultConfig(dir)
 	cfg.NetworkName, cfg.APIListen, cfg.MDNS, cfg.Version, cfg.Commit = f.name, f.api, f.mdns, version, commit()
-	cfg.Local = f.local && !f.public
+	cfg.Local, cfg.APIRate = f.local && !f.public, f.apiRate
 	for _, text := range f.listen {
 		a, err := multiaddr.NewMultiaddr(text)
 		if err != nil {
