@@ -13,9 +13,8 @@ import (
 const (
 	// longRounds keep a chunk of the work module busy for longer than a round of the failover takes.
 	longRounds = 1_000_000_000_000
-	// failoverChunks are fewer than what two nodes of two slots run at once, so that there is room for a lost
-	// node's.
-	failoverChunks = 4
+	// failoverChunks is as many as one node runs at once, so that whoever takes up what was lost has room for it.
+	failoverChunks = 2
 )
 
 // measureFailover kills nodes that hold leases and looks, on the other nodes, for when the same chunks run there
@@ -67,6 +66,9 @@ func (g *grid) failover(ctx context.Context) ([]float64, error) {
 				continue
 			}
 			st, err := g.status(ctx, w)
+			if ctx.Err() != nil {
+				break
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -107,6 +109,9 @@ func (g *grid) allRunning(ctx context.Context, job protocol.JobID) (*worker, map
 		var held []node.LeaseStatus
 		for _, w := range g.nodes {
 			st, err := g.status(ctx, w)
+			if ctx.Err() != nil {
+				break
+			}
 			if err != nil {
 				return nil, nil, err
 			}
