@@ -146,6 +146,7 @@ type book struct {
 	alarm   time.Time  // the keeper's next look
 	wake    chan struct{}
 	full    error         // why the journal cannot be written
+	short   string        // why the disk has no room for work, empty when it has; guarded by mu
 	fewer   chan struct{} // closed when a lease is over, if somebody waits for that
 	done    uint64
 	failed  uint64
@@ -533,7 +534,24 @@ func (b *book) vacant() (out []uint16) {
 }
 
 // assignable says whether slots without a lease may be given work; b.mu is held.
-func (b *book) assignable() bool { return b.diary.control == "" && !b.closing && b.full == nil }
+func (b *book) assignable() bool {
+	return b.diary.control == "" && !b.closing && b.full == nil && b.short == ""
+}
+
+// setShort says why the disk has no room for work, or with an empty text that it has again.
+func (b *book) setShort(why string) {
+	b.mu.Lock()
+	changed := (b.short == "") != (why == "")
+	b.short = why
+	if changed {
+		b.meterSlots(b.now(), b.vacant()...)
+	}
+	b.mu.Unlock()
+	if changed {
+		b.log.Warn("room on the disk has changed", "short", why)
+		b.changed()
+	}
+}
 
 // heldBy returns the leases of a bridge, in no order; b.mu is held.
 func (b *book) heldBy(br *bridge) (out []*lease) {

@@ -136,6 +136,7 @@ func (b *testBridge) reserve(r protocol.Reservation) (*pb.ReserveReply, error) {
 // join brings a node into the job: auth, reservation, lease stream.
 func (b *testBridge) join(ctx context.Context, wg *sync.WaitGroup, node protocol.PeerID, slots uint32) {
 	b.t.Helper()
+	eventually(b.t, "the node is connected", func() bool { return b.host.Connected(node) })
 	if reply, err := b.auth(node); err != nil || !reply.GetOk() {
 		b.t.Fatalf("auth: %v, %v", reply, err)
 	}

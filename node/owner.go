@@ -132,13 +132,14 @@ type situation struct {
 	control string
 	closing bool
 	full    error
+	short   string
 	free    int
 }
 
 func (b *book) facts() situation {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return situation{b.diary.control, b.closing, b.full, b.free()}
+	return situation{b.diary.control, b.closing, b.full, b.short, b.free()}
 }
 
 // restore takes up what the journal holds: memberships, leases that run again or are looked for, outcomes that

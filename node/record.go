@@ -3,6 +3,7 @@ package node
 import (
 	"crypto/hmac"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -59,7 +60,7 @@ func (s *speaker) Record(seq uint64, issued, expires time.Time, leaving bool) ([
 		Agent: clip("gridbeam/"+s.version, 32), Roles: []string{"node"}, Tombstone: leaving,
 	}
 	if leaving {
-		return dht.SealCapability(s.key, c)
+		return protocol.SealCapability(s.key, c)
 	}
 	for _, a := range s.public() {
 		c.Addrs = append(c.Addrs, a.Bytes())
@@ -88,8 +89,8 @@ func (s *speaker) Record(seq uint64, issued, expires time.Time, leaving bool) ([
 // fit leaves out what may be left out until the record has its size: addresses past three, then device tags.
 func (s *speaker) fit(c *pb.Capability) ([]byte, error) {
 	for {
-		raw, err := dht.SealCapability(s.key, c)
-		if err != nil || len(raw) <= protocol.MaxCapability {
+		raw, err := protocol.SealCapability(s.key, c)
+		if !errors.Is(err, protocol.ErrTooLarge) {
 			return raw, err
 		}
 		tagged := slices.IndexFunc(c.Gpus, func(g *pb.GpuGroup) bool { return len(g.DeviceTags) > 0 })
@@ -99,7 +100,7 @@ func (s *speaker) fit(c *pb.Capability) ([]byte, error) {
 		case tagged >= 0:
 			c.Gpus[tagged].DeviceTags = nil
 		default:
-			return nil, fmt.Errorf("%w: a record of %d bytes, at most %d", dht.ErrTooLarge, len(raw), protocol.MaxCapability)
+			return nil, err
 		}
 	}
 }
@@ -202,5 +203,5 @@ func (s *speaker) Beat(h dht.BeatHeader, leaving bool) ([]byte, error) {
 		// No backend here hands GPUs to chunks yet: none of them is free.
 		a.Groups = append(a.Groups, &pb.GroupLoad{Index: uint32(i)})
 	}
-	return dht.SealAvailability(s.key, a)
+	return protocol.SealAvailability(s.key, a)
 }

@@ -323,6 +323,7 @@ func (s *site) up() {
 	s.mu.Lock()
 	s.state = ""
 	s.mu.Unlock()
+	s.book.setShort(s.shortage())
 	s.reconsider()
 	st, why := s.judge()
 	s.log.Info("node is up", "state", st, "why", why, "peer", s.host.ID(), "addrs", s.host.Addrs(), "slots", s.book.slots)
@@ -398,6 +399,9 @@ func (s *site) judge() (State, []string) {
 	if f.full != nil {
 		why = append(why, "the journal cannot be written ("+f.full.Error()+"): make room on the disk of "+s.cfg.Data)
 	}
+	if f.short != "" {
+		why = append(why, f.short)
+	}
 	if fault != "" {
 		why = append(why, fault)
 	}
@@ -425,8 +429,12 @@ func (s *site) accepts() (protocol.Reason, string) {
 
 // watch follows the state.
 func (s *site) watch(ctx context.Context) {
+	look := time.NewTicker(diskLook)
+	defer look.Stop()
 	for {
 		select {
+		case <-look.C:
+			s.book.setShort(s.shortage())
 		case <-ctx.Done():
 			return
 		case <-s.moved:
@@ -434,6 +442,20 @@ func (s *site) watch(ctx context.Context) {
 		}
 	}
 }
+
+// diskLook is how often free space is looked at.
+const diskLook = 2 * time.Second
+
+// shortage says why the disk has no room for work: what is kept in reserve is needed to end what runs.
+func (s *site) shortage() string {
+	if total, free := readDisk(s.cfg.Data); total > 0 && free < s.cfg.Reserve+diskMargin {
+		return fmt.Sprintf("the disk of %s is full: %d MiB free, and %d MiB are kept in reserve; make room", s.cfg.Data, free>>20, s.cfg.Reserve>>20)
+	}
+	return ""
+}
+
+// diskMargin is what has to be free beside the reserve before work is taken: less is used up by one chunk.
+const diskMargin = 16 << 20
 
 // reconsider tells the directory when the state has changed.
 func (s *site) reconsider() {

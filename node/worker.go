@@ -48,6 +48,9 @@ func (w *worker) lease(ctx context.Context, l *lease) {
 	var out executor.Outcome
 	switch {
 	case err != nil:
+		if executor.ReasonOf(err, protocol.ReasonStartFailed) == protocol.ReasonNodeDiskFull {
+			w.book.setShort("its disk is full: " + err.Error()) // until the next look
+		}
 		w.staged(l, err)
 		w.book.end(l, metering.Claimed{})
 	case w.start(ctx, l, prepared):

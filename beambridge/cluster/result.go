@@ -67,6 +67,9 @@ func (t *Tracker) Result(e End, now time.Time) (Verdict, Effects) {
 	var v Verdict
 	if e.Reason == protocol.ReasonDone {
 		t.learn(l, max(e.Seconds, 1e-6))
+		if k := t.workers[e.Node]; k != nil {
+			k.faults = 0
+		}
 		v = t.good(l, &fx)
 	} else {
 		v = t.bad(l, now, &fx)
@@ -149,8 +152,8 @@ func (t *Tracker) bad(l *lease, now time.Time, fx *Effects) Verdict {
 	c := l.chunk
 	t.move(l, endEvent(l.Reason), fx)
 	t.fault(l)
-	if k := t.workers[l.Worker.Peer]; k != nil && notBegun(l.Reason) {
-		k.notBefore = now.Add(t.cfg.Backoff)
+	if k := t.workers[l.Worker.Peer]; k != nil {
+		k.pause(l.Reason, t.cfg.Backoff, now)
 	}
 	if retryNever(l.Reason) || t.convicted(c, l) {
 		t.failChunk(c, fx)
@@ -160,6 +163,19 @@ func (t *Tracker) bad(l *lease, now time.Time, fx *Effects) Verdict {
 		return VerdictChunkFailed
 	}
 	return VerdictRetry
+}
+
+// pause keeps a node from taking more for a while: one that is busy for a backoff, one that fails by its own fault
+// twice as long each time in a row, up to a minute. A node that fails at once would otherwise use up every
+// chunk's retries before another node has claimed one.
+func (k *worker) pause(why Reason, backoff time.Duration, now time.Time) {
+	switch {
+	case notBegun(why):
+		k.notBefore = now.Add(backoff)
+	case why.Blame() == protocol.BlameNode:
+		k.notBefore = now.Add(min(backoff<<min(k.faults, 6), time.Minute))
+		k.faults++
+	}
 }
 
 // endEvent is how a reason is shown among the attempts (execution.md 7).

@@ -175,6 +175,7 @@ type worker struct {
 	member    bool
 	held      int       // live leases that are not suspect
 	notBefore time.Time // busy or refusing until then
+	faults    int       // attempts in a row that ended by its own fault
 	seen      time.Time
 	seconds   float64 // EWMA of run seconds per input; 0 unknown
 	live      []*lease

@@ -202,10 +202,29 @@ func TestFaultsOfNodesAreFreeUpToThreeTimesTheRetries(t *testing.T) {
 	d := newDesk(t, 1, func(c *Config) { c.Retries = 2 }, "a")
 	for i := range 8 { // 6 are free, 2 use the retries up
 		d.want(fmt.Sprint("fault ", i+1), d.result(d.one("n0"), 43, 0), VerdictRetry)
+		d.wait(60) // longer than any pause
 	}
 	d.want("fault 9 ends the chunk and, it being the only one, the job", d.result(d.one("n0"), 60, 0), VerdictJobFailed)
 	if d.tr.State() != JobFailed || d.chunks[0].Reason != 43 {
 		t.Errorf("job %s, first cause %d; want failed by 43", d.tr.State(), d.chunks[0].Reason)
+	}
+}
+
+func TestANodeThatFailsByItsOwnFaultWaitsTwiceAsLongEachTime(t *testing.T) {
+	d := newDesk(t, 4, func(c *Config) { c.Retries = 9 }, "a")
+	for i, pause := range []float64{1, 2, 4, 8, 16, 32, 60, 60} {
+		d.want(fmt.Sprint("fault ", i+1), d.result(d.one("n0"), protocol.ReasonNodeDiskFull, 0), VerdictRetry)
+		d.wait(pause - 1)
+		if got := d.grant("n0", 1); pause > 1 && len(got) > 0 {
+			t.Fatalf("after %v s of %v it got %+v", pause-1, pause, got)
+		}
+		d.wait(1)
+	}
+	d.want("a good one", d.result(d.one("n0"), protocol.ReasonDone, 0), VerdictAccounted)
+	d.want("a fault after it", d.result(d.one("n0"), protocol.ReasonNodeDiskFull, 0), VerdictRetry)
+	d.wait(1)
+	if got := d.grant("n0", 1); len(got) != 1 {
+		t.Fatalf("1 s after the first fault in a row it got %+v", got)
 	}
 }
 

@@ -143,7 +143,7 @@ func follow(ctx context.Context, c *cobra.Command, api *client.Client, out *outp
 	case "cancelled":
 		return withCode(exitFailed, fmt.Errorf("job %s was cancelled", s.ID))
 	}
-	return withCode(exitFailed, fmt.Errorf("job %s failed: %s", s.ID, printable(s.Text)))
+	return withCode(exitFailed, fmt.Errorf("job %s failed: %s (%s)", s.ID, firstLine(s.Text), reasonText(s.Reason)))
 }
 
 func jobValidateCommand() *cobra.Command {
@@ -304,4 +304,14 @@ func jobExplainCommand() *cobra.Command {
 func newClient(s clientSettings) (*client.Client, error) {
 	api, err := client.New(client.DefaultConfig(s.API, s.Token))
 	return api, withCode(exitUsage, err)
+}
+
+// reasonText is the text of a Reason by its name, with what to do.
+func reasonText(name string) string {
+	for _, r := range protocol.Reasons() {
+		if r.String() == name {
+			return r.Text()
+		}
+	}
+	return name
 }

@@ -29,7 +29,9 @@ func jobLine(s *protocol.JobStatus) string {
 	if s.ChunksRunning > 0 {
 		parts = append(parts, fmt.Sprintf("%d running", s.ChunksRunning))
 	}
-	if n := members(s); n > 0 {
+	if n := members(s); n == 1 {
+		parts = append(parts, "on 1 node")
+	} else if n > 1 {
 		parts = append(parts, fmt.Sprintf("on %d nodes", n))
 	}
 	if len(s.Retried) > 0 {

@@ -72,7 +72,9 @@ Exit codes: 0 ok, 1 failed, 2 usage or bad input, 3 nothing matched, 4 goal miss
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noCommand,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
+	root.SuggestionsMinimumDistance = 2
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.PersistentFlags().String("config-dir", "", "directory of the user's gridbeam files (default: gridbeam in the user's configuration directory)")
 	root.PersistentFlags().String("log-level", "", "log to standard error from this level: debug, info, warn, error (default: info for daemons, error else)")

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -18,7 +19,14 @@ func TestMain(m *testing.M) {
 	if err := os.Setenv(asProgram, "1"); err != nil {
 		panic(err)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	modules.Range(func(_, build any) bool {
+		if path, err := build.(func() (string, error))(); err == nil {
+			_ = os.RemoveAll(filepath.Dir(path))
+		}
+		return true
+	})
+	os.Exit(code)
 }
 
 // gridbeam runs a command in this process and returns its exit code and what it printed.

@@ -24,30 +24,34 @@ const (
 	sweepData  = sourceRoot + "/examples/sweep/data"
 )
 
-var sweepModule = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "gridbeam-test-")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "sweep.wasm")
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", path, "./examples/sweep")
-	cmd.Dir = sourceRoot
-	cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building the job's module: %w\n%s", err, out)
-	}
-	return path, nil
-})
+var modules sync.Map // package -> func() (string, error)
 
-// sweepWasm builds the module of examples/sweep once.
-func sweepWasm(t *testing.T) string {
+// buildWasm builds a Go program of this module for wasip1, once in a run.
+func buildWasm(t *testing.T, pkg string) string {
 	t.Helper()
-	path, err := sweepModule()
+	build, _ := modules.LoadOrStore(pkg, sync.OnceValues(func() (string, error) {
+		dir, err := os.MkdirTemp("", "gridbeam-test-")
+		if err != nil {
+			return "", err
+		}
+		path := filepath.Join(dir, filepath.Base(pkg)+".wasm")
+		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", path, pkg)
+		cmd.Dir = sourceRoot
+		cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("building %s: %w\n%s", pkg, err, out)
+		}
+		return path, nil
+	}))
+	path, err := build.(func() (string, error))()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return path
 }
+
+// sweepWasm builds the module of examples/sweep.
+func sweepWasm(t *testing.T) string { t.Helper(); return buildWasm(t, "./examples/sweep") }
 
 // grid is a bridge and nodes as processes with a configuration directory of their own.
 type grid struct {

@@ -157,3 +157,12 @@ func jsonBytes(v any) ([]byte, error) {
 	}
 	return append(b, '\n'), nil
 }
+
+// firstLine cuts a cause to what one reads at a glance; the whole of it is in job status --output json.
+func firstLine(s string) string {
+	s, _, _ = strings.Cut(s, "\n")
+	if r := []rune(s); len(r) > 200 {
+		s = string(r[:200]) + "…"
+	}
+	return printable(s)
+}
