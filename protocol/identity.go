@@ -297,6 +297,13 @@ func (n *NetworkFile) Succeeds(prev *NetworkFile) error {
 	return nil
 }
 
+// Same says whether two files say the same, whoever has signed them.
+func (n *NetworkFile) Same(other *NetworkFile) bool {
+	a, errA := marshal(n.toPB())
+	b, errB := marshal(other.toPB())
+	return errA == nil && errB == nil && n.ID == other.ID && bytes.Equal(a, b)
+}
+
 // IsRoot says whether a peer may issue first grants.
 func (n *NetworkFile) IsRoot(id PeerID) bool { return slices.Contains(n.Roots, id) }
 

@@ -243,6 +243,17 @@ func TestASuccessorNeedsTheRootsOfTheVersionBeforeAndItsOwn(t *testing.T) {
 	}
 }
 
+func TestFilesAreTheSameWhoeverSignedThem(t *testing.T) {
+	a, b := labFile(t, rootActor, otherRoot), labFile(t, operator, rootActor)
+	if !a.Same(&b) || !b.Same(&a) {
+		t.Error("the same content with other signatures is another file")
+	}
+	b.Name = "other"
+	if a.Same(&b) {
+		t.Error("another name is the same file")
+	}
+}
+
 func TestAnInvitationSurvivesBeingPassedOn(t *testing.T) {
 	inv := fixedInvitation(t)
 	text := inv.String()
