@@ -340,7 +340,7 @@ func joinNetworks(c *cobra.Command, f *nodeFlags, dir string, cfg *node.Config) 
 		}
 		for _, v := range f.join {
 			if strings.HasPrefix(v, protocol.InvitationPrefix) {
-				lines = append(lines, strings.TrimSpace(v))
+				lines = append(lines, strings.Join(strings.Fields(v), "")) // copied from a terminal it may be wrapped
 			}
 		}
 		if err := writePrivate(kept, []byte(strings.Join(unique(lines), "\n")+"\n")); err != nil {
@@ -350,6 +350,9 @@ func joinNetworks(c *cobra.Command, f *nodeFlags, dir string, cfg *node.Config) 
 	add := func(n protocol.NetworkFile) {
 		for i := range cfg.Networks {
 			if cfg.Networks[i].ID == n.ID {
+				if n.Succeeds(&cfg.Networks[i]) == nil {
+					cfg.Networks[i] = n
+				}
 				return
 			}
 		}
@@ -392,14 +395,39 @@ func joinNetworks(c *cobra.Command, f *nodeFlags, dir string, cfg *node.Config) 
 	return nil
 }
 
+// joinedBefore says whether a network was agreed to before. Anybody can write a later version of a network under
+// its ID and sign it with roots of its own: only one that the roots agreed to have signed too may take its place.
+func joinedBefore(n *protocol.NetworkFile, known []string) (bool, error) {
+	var last *protocol.NetworkFile // of those versions that were joined
+	for _, k := range known {
+		inv, err := protocol.ParseInvitation(k, time.Time{})
+		switch {
+		case err != nil || inv.Network.ID != n.ID:
+		case inv.Network.Same(n):
+			return true, nil
+		case last == nil || inv.Network.Version > last.Version:
+			last = &inv.Network
+		}
+	}
+	if last == nil {
+		return false, nil
+	}
+	if err := n.Succeeds(last); err != nil {
+		return false, usagef("--join: this machine has joined network %s with another network file: %s", n.ID, err)
+	}
+	return true, nil
+}
+
 // agree shows whom an invitation trusts and asks once on a terminal; --yes answers elsewhere.
 func agree(c *cobra.Command, f *nodeFlags, networks []protocol.NetworkFile, known []string) error {
 	for i := range networks {
 		n := &networks[i]
-		for _, k := range known {
-			if inv, err := protocol.ParseInvitation(k, time.Time{}); err == nil && inv.Network.ID == n.ID {
-				return nil
-			}
+		joined, err := joinedBefore(n, known)
+		if err != nil {
+			return err
+		}
+		if joined {
+			continue
 		}
 		w := c.ErrOrStderr()
 		_, _ = fmt.Fprintf(w, "Network %q (%s): bridges with a grant of these keys may run sandboxed jobs on this machine:\n", printable(n.Name), n.ID)
