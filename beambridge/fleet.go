@@ -129,6 +129,9 @@ func (t *turn) described(n *node, c *dht.Candidate) (changed bool) {
 		if n.link != nil {
 			n.link.retry()
 		}
+		for _, j := range t.e.jobs { // what it said when it was not ready does not hold any more
+			delete(j.refused, n.id)
+		}
 	}
 	n.ready = ready
 	if c.Availability != nil {

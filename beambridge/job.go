@@ -46,7 +46,7 @@ type job struct {
 	placing  bool
 	fleet    uint64 // what the engine's fleet was when it was placed last
 	placed   time.Time
-	refused  map[protocol.PeerID]time.Time // nodes that declined are not asked before
+	refused  map[protocol.PeerID]decline // nodes that declined are not asked before
 	deadline time.Time
 	lonely   time.Time // since when no member was heard of; zero while there is one
 

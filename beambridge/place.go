@@ -39,7 +39,7 @@ type placing struct {
 	terms   protocol.JobTerms
 	class   string
 	members map[protocol.PeerID]bool
-	refused map[protocol.PeerID]time.Time
+	refused map[protocol.PeerID]decline
 	credit  bool // the user can pay, or need not
 	fleet   uint64
 }
@@ -82,11 +82,9 @@ func (b *Bridge) place(s *placing) {
 		return
 	}
 	now := b.cfg.Clock()
-	list, skipped := s.askable(candidates, now)
+	list, notes := s.askable(candidates, now)
 	plan, why, err := cluster.Select(s.want, list, now, binary.BigEndian.Uint64(s.id[:8]))
-	if skipped > 0 {
-		why.Notes = append(why.Notes, fmt.Sprintf("%s declined or asks a price that the user has no credit for.", count(skipped, "node")))
-	}
+	why.Notes = append(why.Notes, notes...)
 	if err != nil {
 		b.placed(s, outcome{plan: plan, why: why, err: err})
 		return
@@ -96,22 +94,50 @@ func (b *Bridge) place(s *placing) {
 	b.placed(s, o)
 }
 
-// askable leaves out nodes that have declined lately, and those that cannot be paid. Members stay: they count
-// for the choice, and are not asked again.
-func (s *placing) askable(all []cluster.Candidate, now time.Time) (list []cluster.Candidate, skipped int) {
+// decline is a node's no to a job.
+type decline struct {
+	until time.Time // it is not asked again before
+	text  string    // what it said
+}
+
+// askable leaves out nodes that have declined lately, and those that cannot be paid, and says so. Members stay:
+// they count for the choice, and are not asked again.
+func (s *placing) askable(all []cluster.Candidate, now time.Time) (list []cluster.Candidate, notes []string) {
 	list = make([]cluster.Candidate, 0, len(all))
+	dear, silent, idle := 0, 0, 0
 	for _, c := range all {
-		if until, no := s.refused[c.Peer]; no && now.Before(until) || c.Price > 0 && !s.credit {
-			skipped++
-			continue
-		}
-		if s.members[c.Peer] { // it is free for the job that it works for
+		no, declined := s.refused[c.Peer]
+		switch {
+		case s.members[c.Peer]: // it is free for the job that it works for
 			c.Ready, c.Fresh, c.Slots = true, true, max(1, c.Slots)
+		case declined && now.Before(no.until) && len(notes) < mostNotes:
+			notes = append(notes, fmt.Sprintf("%s said no: %s", c.Peer, no.text))
+			continue
+		case declined && now.Before(no.until):
+			silent++
+			continue
+		case c.Price > 0 && !s.credit:
+			dear++
+			continue
+		case !c.Ready:
+			idle++
 		}
 		list = append(list, c)
 	}
-	return list, skipped
+	if silent > 0 {
+		notes = append(notes, fmt.Sprintf("%s more said no", count(silent, "node")))
+	}
+	if idle > 0 {
+		notes = append(notes, fmt.Sprintf("%s takes no work now; gridbeam node status says why there", count(idle, "node")))
+	}
+	if dear > 0 {
+		notes = append(notes, fmt.Sprintf("%s cannot be paid, since the user has no credit; post some with gridbeam settlement credit DOLLARS --ref TEXT", count(dear, "node")))
+	}
+	return list, notes
 }
+
+// mostNotes is how many nodes' own words an explanation holds.
+const mostNotes = 3
 
 // outcome is how a placement went.
 type outcome struct {
@@ -283,14 +309,20 @@ func (b *Bridge) join(s *placing, plan cluster.Plan, a answer, c *cluster.Candid
 
 // declined remembers that a node does not want a job for now.
 func (b *Bridge) declined(s *placing, a answer) {
-	wait := busyFor
+	wait, text := busyFor, "it did not answer in time"
 	var no *declinedError
 	var auth *protocol.AuthError
-	if errors.As(a.err, &no) && no.reason != protocol.ReasonBusy || errors.As(a.err, &auth) {
-		wait = refusedFor
+	switch {
+	case errors.As(a.err, &no):
+		text = no.text
+		if no.reason == protocol.ReasonRefusedPolicy {
+			wait = refusedFor
+		}
+	case errors.As(a.err, &auth):
+		text, wait = auth.Error(), refusedFor
 	}
 	_ = b.engine.post(b.ctx(), func(t *turn) {
-		s.job.refused[a.m.Peer] = t.now.Add(wait)
+		s.job.refused[a.m.Peer] = decline{t.now.Add(wait), text}
 		if errors.Is(a.err, context.DeadlineExceeded) {
 			t.observe(reputation.FromAnswer(a.m.Peer, 2*askFor, t.now)) // silence
 		}
@@ -320,6 +352,8 @@ func (b *Bridge) placed(s *placing, o outcome) {
 		}
 		text := o.why.Summary()
 		switch {
+		case o.why.Total == 0 && len(o.why.Notes) > 0:
+			text = "no node can be asked now"
 		case o.err == nil && o.asked > 0:
 			text = fmt.Sprintf("%s matched and %s declined or did not answer; asking again", count(o.asked, "node"), count(o.asked-o.joined, "node"))
 		case o.err != nil && o.why.Total == 0 && len(o.why.Filters) == 0 && !errors.Is(o.err, cluster.ErrNoMatch):

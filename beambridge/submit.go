@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/gridbeam/gridbeam/beambridge/api"
 	"github.com/gridbeam/gridbeam/beambridge/cluster"
@@ -91,7 +90,7 @@ func (e *engine) empty(row store.Job, spec protocol.Job, terms protocol.JobTerms
 	j := &job{
 		row: row, spec: spec, terms: terms, inputs: inputs, want: wantOf(&spec), class: classOf(terms.Run.Module, terms.Run.Command),
 		members: map[protocol.PeerID]*store.Member{}, joined: map[protocol.PeerID]bool{}, lines: map[protocol.PeerID]*line{}, faults: map[uint64][]fault{},
-		compared: map[uint64][]*attempt{}, refused: map[protocol.PeerID]time.Time{}, retried: map[uint64]protocol.RetriedChunk{}, changed: make(chan struct{}),
+		compared: map[uint64][]*attempt{}, refused: map[protocol.PeerID]decline{}, retried: map[uint64]protocol.RetriedChunk{}, changed: make(chan struct{}),
 		plan: planRecord{Before: map[string]float64{}}, announced: uint64(e.now().UnixMicro()),
 	}
 	if d := spec.Policy.Deadline.Std(); d > 0 {

@@ -170,8 +170,11 @@ func TestAFullDiskLosesNothing(t *testing.T) {
 	g.run(exitOK, &s, "job", "submit", g.job(sweepJob), "--output", "json")
 	g.eventually("the job says that the node's disk is full", func() bool {
 		g.run(exitOK, &s, "job", "status", s.ID.String(), "--output", "json")
-		return strings.Contains(s.Text, "disk") || strings.Contains(s.Text, "space")
+		return s.State == "waiting" && (strings.Contains(s.Text, "ready") || strings.Contains(s.Text, "disk"))
 	})
+	if status, _ := g.run(exitOK, nil, "node", "status", "--data", disk); !strings.Contains(status, "PAUSED") || !strings.Contains(status, "make room") {
+		t.Errorf("node status says %q", status)
+	}
 	if s.State.Over() {
 		t.Fatalf("the job ended as %+v", s)
 	}

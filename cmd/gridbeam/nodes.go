@@ -95,6 +95,9 @@ Without --join it asks the peers of the network that this user's own bridge has 
 			}
 			rows := make([]nodeRow, 0, len(found))
 			for i := range found {
+				if !all && !offersWork(found[i].Capability) {
+					continue
+				}
 				rows = append(rows, newNodeRow(&found[i], time.Now()))
 			}
 			slices.SortFunc(rows, func(a, b nodeRow) int { return strings.Compare(a.PeerID, b.PeerID) })
@@ -115,7 +118,7 @@ Without --join it asks the peers of the network that this user's own bridge has 
 	f.StringSliceVar(&joins, "join", nil, "address or invitation of a peer to ask; repeatable")
 	f.IntVar(&limit, "limit", 0, "at most so many nodes")
 	f.BoolVar(&explain, "explain", false, "tell what each clause of the filter removed")
-	f.BoolVar(&all, "all", false, "also nodes that are stale, paused, draining or not heard")
+	f.BoolVar(&all, "all", false, "also nodes that are stale, paused, draining or not heard, and peers that are no nodes")
 	f.DurationVar(&wait, "timeout", 10*time.Second, "give up after so long")
 	out.flag(c, true)
 	return c
@@ -294,4 +297,9 @@ func explainFind(w io.Writer, ex dht.Explanation) {
 		}
 		_, _ = fmt.Fprintf(w, "  %s%s: alone removes %d, leaves %d\n", printable(c.Text), implied, c.RemovedAlone, c.Left)
 	}
+}
+
+// offersWork tells nodes from bridges and other peers that only serve the directory.
+func offersWork(c *pb.Capability) bool {
+	return len(c.GetRoles()) == 0 || slices.Contains(c.GetRoles(), "node")
 }
