@@ -195,6 +195,9 @@ func (b *book) sync(m journal.Mark) error {
 	if err == nil || !errors.Is(err, journal.ErrClosed) {
 		b.full = err
 	}
+	if (was == nil) != (b.full == nil) {
+		b.reopen()
+	}
 	b.mu.Unlock()
 	switch {
 	case err != nil && was == nil:
@@ -544,12 +547,31 @@ func (b *book) setShort(why string) {
 	changed := (b.short == "") != (why == "")
 	b.short = why
 	if changed {
-		b.meterSlots(b.now(), b.vacant()...)
+		b.reopen()
 	}
 	b.mu.Unlock()
 	if changed {
 		b.log.Warn("room on the disk has changed", "short", why)
 		b.changed()
+	}
+}
+
+// reopen lets slots and links follow a change of whether work is taken; b.mu is held.
+func (b *book) reopen() {
+	b.meterSlots(b.now(), b.vacant()...)
+	for _, br := range b.bridges {
+		b.nudge(br)
+	}
+}
+
+// retry tries a journal again that could not be written.
+func (b *book) retry() {
+	b.mu.Lock()
+	full := b.full != nil
+	what := b.diary.control
+	b.mu.Unlock()
+	if full {
+		_ = b.sync(b.paper.Append(controlEntry(what))) // told by sync
 	}
 }
 

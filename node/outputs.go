@@ -107,9 +107,8 @@ func (s *scratch) close() {
 type collector struct {
 	store *volumes.Store
 
-	once  sync.Once
-	empty *ending
-	err   error
+	mu    sync.Mutex
+	empty *ending // of a run without outputs, once it could be made
 }
 
 // errNotSmall stops reading outputs into memory.
@@ -155,17 +154,18 @@ func outputFault(err error) error {
 
 // nothing is the ending of a run without outputs: the empty directory.
 func (c *collector) nothing() (ending, error) {
-	c.once.Do(func() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.empty == nil {
 		tree, err := c.store.AddFiles(nil)
 		if err != nil {
-			c.err = outputFault(err)
-			return
+			return ending{}, outputFault(err)
 		}
 		e, err := c.pack(tree)
-		c.empty, c.err = &e, err
-	})
-	if c.err != nil {
-		return ending{}, c.err
+		if err != nil {
+			return ending{}, err
+		}
+		c.empty = &e
 	}
 	return *c.empty, nil
 }

@@ -44,10 +44,7 @@ func (b *book) order(what string) error {
 	b.mu.Lock()
 	b.diary.control = what
 	mark := b.paper.Append(controlEntry(what))
-	b.meterSlots(b.now(), b.vacant()...)
-	for _, br := range b.bridges {
-		b.nudge(br)
-	}
+	b.reopen()
 	b.mu.Unlock()
 	b.changed()
 	if err := b.sync(mark); err != nil {

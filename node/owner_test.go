@@ -179,9 +179,7 @@ func TestWhatKeepsANodeFromStartingSaysWhatToDo(t *testing.T) {
 		"a port in use": {func(_ *testing.T, c *Config) {
 			c.Listen = []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/127.0.0.1/tcp/" + strings.TrimPrefix(busy.Addr().String(), "127.0.0.1:"))}
 		}, p2p.ErrListen, ""},
-		"a journal of another version": {func(t *testing.T, c *Config) {
-			frame := []byte{1, 0, 0, 0, 0, 0, 0, 0, 200}
-			_ = frame
+		"no journal can be written": {func(t *testing.T, c *Config) {
 			if err := os.MkdirAll(filepath.Join(c.Data, "journal"), 0o700); err != nil { // a directory in its place
 				t.Fatal(err)
 			}
@@ -227,6 +225,7 @@ func TestAFullDiskTakesNoNewWorkAndEndsWhatRuns(t *testing.T) {
 	})
 	b := newTestBridge(t, startHost(t), 1000)
 	giveModule(t, b, []byte("module"))
+	b.terms.Limits.DiskBytes = 1 << 20
 	hold := make(chan struct{})
 	backend := &fakeBackend{behave: func(task executor.Task, _ <-chan protocol.Reason) executor.Outcome {
 		if task.Inputs[0].Index < 2 {

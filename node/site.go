@@ -423,7 +423,7 @@ func (s *site) accepts() (protocol.Reason, string) {
 	case StateDraining, StateLeaving:
 		return protocol.ReasonDrained, why[0]
 	default:
-		return protocol.ReasonRefusedPolicy, why[0]
+		return protocol.ReasonBusy, why[0]
 	}
 }
 
@@ -435,6 +435,7 @@ func (s *site) watch(ctx context.Context) {
 		select {
 		case <-look.C:
 			s.book.setShort(s.shortage())
+			s.book.retry()
 		case <-ctx.Done():
 			return
 		case <-s.moved:

@@ -187,6 +187,9 @@ func (w *worker) finish(ctx context.Context, l *lease, out executor.Outcome, dir
 			o.Reason, o.FirstCause, end = executor.ReasonOf(err, protocol.ReasonOutputInvalid), err.Error(), ending{result: protocol.Result{Root: cid.Undef}}
 		}
 	}
+	if o.Reason == protocol.ReasonNodeDiskFull {
+		w.book.setShort("its disk is full: " + o.FirstCause) // until the next look: else it would eat up all chunks
+	}
 	root := end.result.Root
 	end.result = w.book.result(l, o)
 	end.result.Root, end.result.BlocksFetched = root, blocks
