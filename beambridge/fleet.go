@@ -225,6 +225,22 @@ func (b *Bridge) believes(id protocol.PeerID, l *pb.Label, now time.Time) bool {
 	return ok && (issuer == b.operators.own || b.network.IsRoot(issuer))
 }
 
+// vouched is the success probability of an anchor: its operator's word counts as the evidence of a node that has
+// just been vetted, on top of its own (docs/adr/0005). Without it the first node of a private network to finish a
+// chunk would look ten times as reliable as its equals, and they would get nothing.
+func vouched(s *reputation.Score) float64 {
+	p := 1.0
+	for _, c := range s.Criteria {
+		if c.Criterion == protocol.CriterionCompletion || c.Criterion == protocol.CriterionCorrectness {
+			p *= reputation.Lower(c.Good+vettedChecks, c.Bad)
+		}
+	}
+	return p
+}
+
+// vettedChecks is how many checks vet a node (trust.md 9).
+const vettedChecks = 25
+
 // candidate puts one node into the units of selection.
 func (b *Bridge) candidate(c *dht.Candidate, s *placing, now time.Time) cluster.Candidate {
 	rec, av := c.Capability, c.Availability
@@ -237,6 +253,9 @@ func (b *Bridge) candidate(c *dht.Candidate, s *placing, now time.Time) cluster.
 		Cores: float64(max(h.GetCores(), h.GetThreads())), Memory: memoryOf(rec, av), Disk: diskOf(rec, av),
 		Region: loc.GetMacro(), Country: loc.GetCountry(), Price: rec.GetPolicy().GetPriceUusdPerHour(),
 		O: score.O, P: score.P, Checks: score.Checks, Standing: standingOf(score, anchor), Start: wasmStart,
+	}
+	if x.Standing == cluster.StandingAnchor {
+		x.P = vouched(&score)
 	}
 	if d, ok := b.rtts.Load(c.Peer); ok {
 		x.RTT = d.(time.Duration)

@@ -419,8 +419,6 @@ type NodeInfo struct {
 	Heard time.Time `json:"heard,omitzero"`
 	// Score is its overall score O (trust.md 9).
 	Score float64 `json:"score"`
-	// Chunks are accounted to it in all.
-	Chunks uint64 `json:"chunks"`
 }
 
 // NodeGPU is a set of identical devices.

@@ -99,7 +99,6 @@ func reputationShowCommand() *cobra.Command {
 				{"STATE", func(n *info) string { return n.State }},
 				{"STANDING", func(n *info) string { return n.Standing }},
 				{"SCORE", func(n *info) string { return strconv.FormatFloat(n.Score, 'f', 4, 64) }},
-				{"CHUNKS", func(n *info) string { return strconv.FormatUint(n.Chunks, 10) }},
 				{"SLOTS", func(n *info) string { return strconv.Itoa(n.Slots) }},
 				{"ASK", func(n *info) string { ask := uint64(max(0, n.AskUUSD)); return priceText(&ask) }},
 			})

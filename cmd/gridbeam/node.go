@@ -257,7 +257,7 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 	for i := range cfg.Networks {
 		peers = append(peers, cfg.Networks[i].Bootstrap...)
 	}
-	cfg.Local = f.local || len(peers) > 0 && all(peers, manet.IsPrivateAddr)
+	cfg.Local = cfg.Local || f.local || len(peers) > 0 && all(peers, manet.IsPrivateAddr)
 	if cfg.Local && len(cfg.Listen) == 0 && !all(peers, manet.IsIPLoopback) {
 		for _, text := range []string{"/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"} {
 			cfg.Listen = append(cfg.Listen, multiaddr.StringCast(text))
@@ -388,6 +388,9 @@ func joinNetworks(c *cobra.Command, f *nodeFlags, dir string, cfg *node.Config) 
 	if inv, ok, err := knownNetwork(config); err == nil && ok && (len(cfg.Networks) == 0 || cfg.Networks[0].ID == inv.Network.ID) {
 		add(inv.Network)
 		cfg.Join = append(cfg.Join, inv.Bootstrap...)
+		if s, err := readClient(config); err == nil {
+			cfg.Local = s.Local // what the bridge on this machine is
+		}
 	} else if err != nil && len(cfg.Networks) == 0 {
 		return err
 	}

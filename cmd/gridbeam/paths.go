@@ -79,6 +79,7 @@ func writePrivate(path string, b []byte) error {
 type clientSettings struct {
 	API   string `json:"api"`
 	Token string `json:"token"`
+	Local bool   `json:"local"` // the bridge runs for one machine or LAN
 }
 
 // readClient returns the settings that the last bridge of this user left; fs.ErrNotExist when there is none.

@@ -101,7 +101,7 @@ func (p *progress) clear() {
 // transfer shows how many bytes have passed.
 func (p *progress) transfer(what string) func(bytes, total int64) {
 	return func(bytes, total int64) {
-		if total == 0 {
+		if total == 0 && bytes > 1<<20 {
 			p.show(fmt.Sprintf("%d KiB %s", bytes>>10, what))
 		} else if total > 1<<20 { // less is over before it can be read
 			p.bar(uint64(bytes)>>10, uint64(total)>>10, "KiB "+what)
