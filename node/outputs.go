@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"syscall"
 
 	"github.com/ipfs/go-cid"
@@ -106,9 +105,6 @@ func (s *scratch) close() {
 // collector makes trees of outputs.
 type collector struct {
 	store *volumes.Store
-
-	mu    sync.Mutex
-	empty *ending // of a run without outputs, once it could be made
 }
 
 // errNotSmall stops reading outputs into memory.
@@ -134,11 +130,38 @@ func (c *collector) collect(ctx context.Context, dir string, written bool) (endi
 	case len(files) == 0:
 		return c.nothing()
 	}
+	if e, ok, err := light(files); ok || err != nil {
+		return e, err
+	}
 	tree, err := c.store.AddFiles(files)
 	if err != nil {
 		return ending{}, outputFault(err)
 	}
 	return c.pack(tree)
+}
+
+// light makes the tree of outputs that travel with their result, without keeping it here: the bridge keeps it
+// before it answers, and until then the blocks are in memory. A crash in between runs the lease again.
+func light(files []volumes.File) (e ending, ok bool, err error) {
+	size := 0
+	for _, f := range files {
+		size += len(f.Data)
+	}
+	if size > inlineTree {
+		return e, false, nil
+	}
+	tree, blocks, err := volumes.MakeTree(files)
+	if err != nil {
+		return e, false, outputFault(err)
+	}
+	for _, b := range blocks {
+		e.inline += len(b.Data)
+	}
+	if e.inline > inlineTree {
+		return ending{}, false, nil
+	}
+	e.result.Root, e.blocks = tree.Root, blocks
+	return e, true, nil
 }
 
 func outputFault(err error) error {
@@ -154,20 +177,8 @@ func outputFault(err error) error {
 
 // nothing is the ending of a run without outputs: the empty directory.
 func (c *collector) nothing() (ending, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.empty == nil {
-		tree, err := c.store.AddFiles(nil)
-		if err != nil {
-			return ending{}, outputFault(err)
-		}
-		e, err := c.pack(tree)
-		if err != nil {
-			return ending{}, err
-		}
-		c.empty = &e
-	}
-	return *c.empty, nil
+	e, _, err := light(nil)
+	return e, err
 }
 
 // pack takes the blocks of a small tree along.

@@ -223,7 +223,7 @@ func TestAFullDiskTakesNoNewWorkAndEndsWhatRuns(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	b := newTestBridge(t, startHost(t), 1000)
+	b := newTestBridge(t, startHost(t), 1<<40)
 	giveModule(t, b, []byte("module"))
 	b.terms.Limits.DiskBytes = 1 << 20
 	hold := make(chan struct{})

@@ -211,9 +211,34 @@ type File struct {
 func (s *Store) AddFiles(files []File) (Tree, error) {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
+	add := adder{seen: map[store.Digest]struct{}{}}
+	t, err := add.tree(files)
+	if err != nil {
+		return Tree{}, err
+	}
+	return t, translate(s.blocks.Put(rootRecord(t), add.blocks...))
+}
+
+// MakeTree makes the tree that AddFiles makes and returns its blocks, children before parents, without keeping
+// them: for a small tree that travels inside a message. Its errors are AddFiles'.
+func MakeTree(files []File) (Tree, []Block, error) {
+	add := adder{seen: map[store.Digest]struct{}{}, carry: true}
+	t, err := add.tree(files)
+	return t, add.carried, err
+}
+
+// adder collects the blocks of a tree in memory.
+type adder struct {
+	blocks  []store.Block
+	seen    map[store.Digest]struct{}
+	carry   bool // blocks go to carried
+	carried []Block
+}
+
+// tree makes the tree of files, in any order.
+func (a *adder) tree(files []File) (Tree, error) {
 	files = slices.Clone(files)
 	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
-	add := adder{seen: map[store.Digest]struct{}{}}
 	t := Tree{Files: uint64(len(files))}
 	for i, f := range files {
 		t.Bytes += uint64(len(f.Data))
@@ -224,18 +249,12 @@ func (s *Store) AddFiles(files []File) (Tree, error) {
 			return Tree{}, fmt.Errorf("%w: path %q stands twice", ErrConflict, f.Path)
 		}
 	}
-	ref, err := add.dir(files, 0)
+	ref, err := a.dir(files, 0)
 	if err != nil {
 		return Tree{}, translate(err)
 	}
-	t.Root, t.Blocks = ref.CID, uint64(len(add.seen))
-	return t, translate(s.blocks.Put(rootRecord(t), add.blocks...))
-}
-
-// adder collects the blocks of a tree in memory.
-type adder struct {
-	blocks []store.Block
-	seen   map[store.Digest]struct{}
+	t.Root, t.Blocks = ref.CID, uint64(len(a.seen))
+	return t, nil
 }
 
 func (a *adder) put(c cid.Cid, data []byte, children []tree.Link) error {
@@ -245,7 +264,11 @@ func (a *adder) put(c cid.Cid, data []byte, children []tree.Link) error {
 	}
 	if _, ok := a.seen[b.Digest]; !ok {
 		a.seen[b.Digest] = struct{}{}
-		a.blocks = append(a.blocks, b)
+		if a.carry {
+			a.carried = append(a.carried, Block{CID: c, Data: data})
+		} else {
+			a.blocks = append(a.blocks, b)
+		}
 	}
 	return nil
 }

@@ -171,6 +171,33 @@ func TestImportCanBeCancelled(t *testing.T) {
 	}
 }
 
+func TestMakeTreeGivesTheBlocksThatAddFilesKeeps(t *testing.T) {
+	for _, files := range [][]volumes.File{
+		nil,
+		{{Path: "a", Data: []byte("x")}},
+		{{Path: "7/out", Data: bytesOf(1, 70_000)}, {Path: "7/same", Data: bytesOf(1, 70_000)}, {Path: "10/b/c", Data: nil}},
+	} {
+		kept, other := open(t), open(t)
+		want, err := kept.AddFiles(files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, blocks, err := volumes.MakeTree(files)
+		if err != nil || got != want || uint64(len(blocks)) != want.Blocks {
+			t.Errorf("%d files: %+v with %d blocks, %v, want %+v", len(files), got, len(blocks), err, want)
+		}
+		if err := other.PutBlocks(t.Context(), blocks); err != nil {
+			t.Fatal(err)
+		}
+		if here, err := other.Has(t.Context(), want.Root); err != nil || !here {
+			t.Errorf("%d files: the blocks are not the whole tree: %v", len(files), err)
+		}
+	}
+	if _, _, err := volumes.MakeTree([]volumes.File{{Path: "../a"}}); !errors.Is(err, volumes.ErrUnsupported) {
+		t.Errorf("a path out of the tree gives %v", err)
+	}
+}
+
 func TestAddFilesEqualsImport(t *testing.T) {
 	s, other := open(t), open(t)
 	m := fstest.MapFS{}
