@@ -131,6 +131,7 @@ type demo struct {
 
 	bridge *child
 	nodes  []*demoPeer
+	held   []node.LeaseStatus // by the killed node
 	api    *client.Client
 	res    demoResult
 }
@@ -383,7 +384,7 @@ func (d *demo) runJob(ctx context.Context) error {
 // killOne kills the node that holds most leases.
 func (d *demo) killOne(ctx context.Context, s *protocol.JobStatus) error {
 	var victim *demoPeer
-	held := 0
+	var held []node.LeaseStatus
 	for _, n := range d.nodes {
 		control, err := node.Dial(ctx, filepath.Join(d.dir, n.name))
 		if err != nil {
@@ -394,8 +395,8 @@ func (d *demo) killOne(ctx context.Context, s *protocol.JobStatus) error {
 		if err != nil {
 			return err
 		}
-		if len(status.Leases) > held {
-			victim, held = n, len(status.Leases)
+		if len(status.Leases) > len(held) {
+			victim, held = n, status.Leases
 		}
 	}
 	if victim == nil {
@@ -404,8 +405,9 @@ func (d *demo) killOne(ctx context.Context, s *protocol.JobStatus) error {
 	if err := victim.kill(); err != nil {
 		return err
 	}
-	d.res.Killed = &demoKilled{PeerID: victim.id, PID: victim.pid(), Leases: held, Chunks: []demoChunk{}}
-	d.say.line("killed   %s (pid %d) with SIGKILL while it held %d leases, after %d of %d inputs", victim.name, victim.pid(), held, s.InputsDone, s.Inputs)
+	d.held = held
+	d.res.Killed = &demoKilled{PeerID: victim.id, PID: victim.pid(), Leases: len(held), Chunks: []demoChunk{}}
+	d.say.line("killed   %s (pid %d) with SIGKILL while it held %d leases, after %d of %d inputs", victim.name, victim.pid(), len(held), s.InputsDone, s.Inputs)
 	return nil
 }
 
@@ -414,7 +416,7 @@ func (d *demo) judge(s *protocol.JobStatus) error {
 	d.res.Receipts, d.res.ResultCID, d.res.CostUUSD, d.res.JobSeconds = s.Receipts, s.ResultCID, s.SpentUUSD, seconds(s, time.Now())
 	if k := d.res.Killed; k != nil {
 		for _, r := range s.Retried {
-			if r.LostNode.String() == k.PeerID {
+			if slices.ContainsFunc(d.held, func(l node.LeaseStatus) bool { return l.First == r.First && l.End == r.End }) {
 				k.Chunks = append(k.Chunks, demoChunk{r.First, r.End, r.Fence})
 			}
 		}
