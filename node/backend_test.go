@@ -16,9 +16,10 @@ import (
 type fakeBackend struct {
 	// behave makes the outcome of a run; nil is done at once. It may wait for stop.
 	behave func(task executor.Task, stop <-chan protocol.Reason) executor.Outcome
-	// write makes an output file for each input.
-	write bool
-	level executor.Level
+	// write makes an output file for each input; output, if set, says what is in it.
+	write  bool
+	output func(task executor.Task) []byte
+	level  executor.Level
 	// prepare may fail staging.
 	prepare func(task executor.Task) error
 	probe   error
@@ -71,9 +72,13 @@ func (f *fakeBackend) Start(_ context.Context, p *executor.Prepared) (executor.H
 		if f.behave != nil {
 			out = f.behave(p.Task, r.stop)
 		}
-		if f.write && out.Reason == protocol.ReasonDone {
+		if (f.write || f.output != nil) && out.Reason == protocol.ReasonDone {
 			for _, in := range p.Task.Inputs {
-				if err := writeOutput(p.Task, in); err != nil {
+				data := []byte("result of " + in.Value)
+				if f.output != nil {
+					data = f.output(p.Task)
+				}
+				if err := writeOutput(p.Task, in, data); err != nil {
 					out = executor.Outcome{Reason: protocol.ReasonBackendFailed, FirstCause: err.Error()}
 				}
 			}
@@ -89,12 +94,12 @@ func (f *fakeBackend) Start(_ context.Context, p *executor.Prepared) (executor.H
 	return r, nil
 }
 
-func writeOutput(task executor.Task, in executor.Input) error {
+func writeOutput(task executor.Task, in executor.Input, data []byte) error {
 	dir := task.OutputDir(in.Index)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "out"), []byte("result of "+in.Value), 0o600)
+	return os.WriteFile(filepath.Join(dir, "out"), data, 0o600)
 }
 
 func (f *fakeBackend) Reattach(context.Context, executor.Token) (executor.Handle, error) {

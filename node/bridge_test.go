@@ -28,6 +28,7 @@ type testBridge struct {
 	chain   [][]byte
 	grant   protocol.GrantID
 	store   *volumes.Store // nil unless the job has data
+	net     *volumes.Net
 	job     protocol.JobID
 	terms   protocol.JobTerms
 

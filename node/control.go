@@ -140,7 +140,7 @@ func dialSocket(ctx context.Context, dir string) (net.Conn, error) {
 
 // listenSocket makes the socket, for its owner alone. The data directory is locked, so one that is there
 // already is what a crash left.
-func listenSocket(dir string) (net.Listener, error) {
+func listenSocket(ctx context.Context, dir string) (net.Listener, error) {
 	path, hold, err := socketPath(dir)
 	if err != nil {
 		return nil, err
@@ -149,7 +149,7 @@ func listenSocket(dir string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("removing an old control socket: %w", err)
 	}
-	l, err := net.Listen("unix", path)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("making the control socket: %w", err)
 	}

@@ -103,5 +103,5 @@ func onTmpfs(dir string) bool {
 	if _, err := os.Stat(dir); err != nil {
 		return false
 	}
-	return syscall.Statfs(dir, &st) == nil && int64(st.Type) == tmpfsMagic
+	return syscall.Statfs(dir, &st) == nil && st.Type == tmpfsMagic
 }

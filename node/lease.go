@@ -37,8 +37,7 @@ type lease struct {
 	inHand  bool // it counts against what a job may have here
 	handle  executor.Handle
 	abort   context.CancelFunc // of staging
-	log     *executor.Log
-	why     protocol.Reason // of its end, when the node or the bridge wants it
+	why     protocol.Reason    // of its end, when the node or the bridge wants it
 	text    string
 	grace   time.Duration
 

@@ -8,7 +8,6 @@ import (
 	"testing/fstest"
 	"time"
 
-	"github.com/gridbeam/gridbeam/p2p"
 	"github.com/gridbeam/gridbeam/protocol"
 	"github.com/gridbeam/gridbeam/volumes"
 )
@@ -16,9 +15,8 @@ import (
 // testNode is a node under test and what it needs to be started again.
 type testNode struct {
 	*Node
-	cfg  Config
-	host *p2p.Host
-	end  func() error
+	cfg Config
+	end func() error
 }
 
 // nodeConfig is for a node of a bridge's network in a directory.
@@ -107,7 +105,7 @@ func giveModule(t testing.TB, b *testBridge, binary []byte) {
 			t.Error(err)
 		}
 	})
-	b.store = store
+	b.store, b.net = store, net
 	b.terms.Run.Module = tree.Root
 }
 

@@ -24,8 +24,6 @@ const (
 	inlineTree = 64 << 10
 	// scratchShare is which part of what is free in memory outputs of all slots together may fill.
 	scratchShare = 4
-	// defaultOutput is what a job without a word of its own may write (execution.md 3).
-	defaultOutput = 1 << 30
 )
 
 // scratch gives out directories for outputs: in memory for jobs whose outputs fit there, else on disk.

@@ -162,7 +162,7 @@ func (s *speaker) public() []multiaddr.Multiaddr {
 
 func transports(addrs []multiaddr.Multiaddr) (out []string) {
 	for _, a := range addrs {
-		kind := ""
+		var kind string
 		if _, err := a.ValueForProtocol(multiaddr.P_QUIC_V1); err == nil {
 			kind = "quic"
 		} else if _, err := a.ValueForProtocol(multiaddr.P_TCP); err == nil {

@@ -107,7 +107,7 @@ func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 		s.boot[p.ID] = true
 	}
 	if cfg.Control {
-		if s.control, err = listenSocket(cfg.Data); err != nil {
+		if s.control, err = listenSocket(ctx, cfg.Data); err != nil {
 			return s, err
 		}
 	}

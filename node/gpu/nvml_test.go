@@ -27,8 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func fill(s *server.Server) *server.Server {
 	for _, d := range s.Devices {
 		v := reflect.ValueOf(&d.(*server.Device).Device).Elem()
-		for i := range v.NumField() {
-			f := v.Field(i)
+		for _, f := range v.Fields() {
 			if f.Kind() != reflect.Func || !f.CanSet() || !f.IsNil() {
 				continue
 			}

@@ -23,6 +23,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 )
@@ -146,8 +147,8 @@ func frame(to, payload []byte) []byte {
 
 // tornBytes counts what is not filling.
 func tornBytes(rest []byte) int64 {
-	for i := len(rest) - 1; i >= 0; i-- {
-		if rest[i] != 0 {
+	for i, c := range slices.Backward(rest) {
+		if c != 0 {
 			return int64(i + 1)
 		}
 	}

@@ -88,7 +88,7 @@ func TestHistoriesAreTheGoldenOnes(t *testing.T) {
 		}
 		fmt.Fprintln(&b, line)
 		l := New()
-		for _, name := range strings.Fields(history) {
+		for name := range strings.FieldsSeq(history) {
 			e, ok := byName[name]
 			if !ok {
 				t.Fatalf("no event %q", name)
