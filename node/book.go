@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ipfs/go-cid"
+
 	"github.com/gridbeam/gridbeam/metering"
 	"github.com/gridbeam/gridbeam/node/internal/journal"
 	"github.com/gridbeam/gridbeam/node/internal/machine"
@@ -95,6 +97,7 @@ type book struct {
 	alarm   time.Time  // the keeper's next look
 	wake    chan struct{}
 	full    error         // why the journal cannot be written
+	busy    bool          // as it was told last
 	short   string        // why the disk has no room for work, empty when it has; guarded by mu
 	fewer   chan struct{} // closed when a lease is over, if somebody waits for that
 	done    uint64
@@ -331,6 +334,36 @@ func (b *book) retry() {
 	}
 }
 
+// needed are the trees that what is held depends on.
+func (b *book) needed() (roots []cid.Cid) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	add := func(c cid.Cid) {
+		if c.Defined() {
+			roots = append(roots, c)
+		}
+	}
+	terms := func(t *protocol.JobTerms) {
+		add(t.Run.Module)
+		for i := range t.Volumes {
+			add(t.Volumes[i].Root)
+		}
+	}
+	for _, m := range b.members {
+		terms(&m.terms)
+	}
+	for _, o := range b.offers {
+		terms(&o.terms)
+	}
+	for _, l := range b.leases {
+		add(l.InputsCID)
+		if l.end != nil {
+			add(l.end.result.Root)
+		}
+	}
+	return roots
+}
+
 // heldBy returns the leases of a bridge, in no order; b.mu is held.
 func (b *book) heldBy(br *bridge) (out []*lease) {
 	for _, l := range b.leases {
@@ -347,6 +380,14 @@ func (b *book) inHand() (n int) {
 		n += m.held
 	}
 	return n
+}
+
+// noteLoad tells when the node has become busy, or is so no more; b.mu is held.
+func (b *book) noteLoad() {
+	if busy := b.free() == 0; busy != b.busy {
+		b.busy = busy
+		b.changed()
+	}
 }
 
 // free is how many slots have nothing to do and nothing waiting; b.mu is held.

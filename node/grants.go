@@ -150,6 +150,7 @@ func (b *book) addLease(f leaseFacts, m *member, now time.Time) *lease {
 	b.leases[f.ID] = l
 	b.diary.grant(f)
 	m.held++
+	b.noteLoad()
 	b.ring(l.until)
 	return l
 }

@@ -87,6 +87,7 @@ func (b *book) letGo(l *lease) {
 	l.inHand = false
 	l.member.held--
 	b.nudge(l.member.bridge)
+	b.noteLoad()
 }
 
 // enter sets the clock of a phase.

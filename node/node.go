@@ -81,8 +81,13 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	hostCtx, stopHost := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopHost()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	hostDone := make(chan error, 1)
-	go func() { hostDone <- host.Run(hostCtx) }()
+	go func() {
+		hostDone <- host.Run(hostCtx)
+		cancel() // without its host the node is nothing
+	}()
 	err = n.serve(ctx, host)
 	stopHost()
 	return errors.Join(err, <-hostDone)

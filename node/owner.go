@@ -67,11 +67,12 @@ func (b *book) close() {
 func (b *book) quit() { b.work.Broadcast() }
 
 // drain hands back what has not begun, lets what runs end within the deadline, hands back what does not, and
-// returns when nothing is held any more. It returns ErrHeld when ctx ends before.
+// returns when nothing is held any more. It returns ErrHeld when that takes much longer, or ctx ends before.
 func (b *book) drain(ctx context.Context, deadline time.Duration) error {
 	b.handBack("the node was drained", func(s protocol.LeaseState) bool { return s == protocol.LeaseLeased || s == protocol.LeaseStaging })
-	late := time.NewTimer(deadline)
+	late, last := time.NewTimer(deadline), time.NewTimer(deadline+2*killPatience)
 	defer late.Stop()
+	defer last.Stop()
 	for {
 		left, wait := b.unfinished()
 		if left == 0 {
@@ -81,6 +82,8 @@ func (b *book) drain(ctx context.Context, deadline time.Duration) error {
 		case <-wait:
 		case <-late.C:
 			b.handBack("the node was drained, and it did not end in time", func(protocol.LeaseState) bool { return true })
+		case <-last.C:
+			return fmt.Errorf("%w: %d; a bridge does not take their results, or a run does not end", ErrHeld, left)
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %d", ErrHeld, left)
 		}

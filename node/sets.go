@@ -198,7 +198,7 @@ func (b *book) join(br *bridge, job protocol.JobID, seq uint64) *member {
 	b.diary.members[job] = o.memberFacts
 	b.paper.Append(e) // durable with the first grant
 	if m := b.members[job]; m != nil {
-		m.left, m.joined, m.memberFacts, m.ready = false, seq, o.memberFacts, true
+		m.left, m.joined, m.memberFacts, m.backend, m.ready = false, seq, o.memberFacts, o.backend, true
 		return m
 	}
 	b.log.Info("joined a job", "job", job, "name", o.terms.Name, "slots", o.slots, "bridge", br.id)

@@ -45,7 +45,8 @@ type site struct {
 	control  net.Listener
 	boot     map[protocol.PeerID]bool // peers that are kept connected anyway
 
-	moved chan struct{} // capacity 1: the state may have changed
+	moved  chan struct{} // capacity 1: the state may have changed
+	tidied time.Time     // last collection; watch's own
 
 	life context.Context // of what spawn runs; ended by halt
 	halt context.CancelFunc
@@ -293,7 +294,7 @@ func (s *site) run(ctx context.Context) error {
 	store := &depot{store: s.store, fetch: s.fetch}
 	s.book.restore(s.backends, outputs)
 	for slot := range s.book.slots {
-		w := &worker{slot: slot, book: s.book, depot: store, scratch: s.scratch, outputs: outputs, logs: s.logs, log: s.log}
+		w := &worker{slot: slot, memory: s.share(), book: s.book, depot: store, scratch: s.scratch, outputs: outputs, logs: s.logs, log: s.log}
 		s.spawn(w.run)
 	}
 	err := s.listen()
@@ -316,6 +317,11 @@ func (s *site) run(ctx context.Context) error {
 		err = errors.Join(err, e)
 	}
 	return errors.Join(err, s.rest())
+}
+
+// share is the memory in bytes of a chunk whose job does not say what it needs; 0 when nobody knows.
+func (s *site) share() uint64 {
+	return s.cfg.Policy.Limits.memory(s.speaker.inv.Memory) / uint64(s.book.slots)
 }
 
 // up says that the node answers.
@@ -436,6 +442,7 @@ func (s *site) watch(ctx context.Context) {
 		case <-look.C:
 			s.book.setShort(s.shortage())
 			s.book.retry()
+			s.tidy(ctx)
 		case <-ctx.Done():
 			return
 		case <-s.moved:
@@ -443,6 +450,20 @@ func (s *site) watch(ctx context.Context) {
 		}
 	}
 }
+
+// tidy collects trees that nothing here needs when the disk is short; until then they may serve the next job.
+func (s *site) tidy(ctx context.Context) {
+	if s.book.facts().short == "" || s.cfg.Clock().Before(s.tidied.Add(tidyPause)) {
+		return
+	}
+	s.tidied = s.cfg.Clock()
+	if _, _, err := s.store.GC(ctx, s.book.needed()...); err != nil && ctx.Err() == nil {
+		s.log.Warn("old data cannot be removed", "err", err)
+	}
+}
+
+// tidyPause is the least time between two collections.
+const tidyPause = time.Minute
 
 // diskLook is how often free space is looked at.
 const diskLook = 2 * time.Second

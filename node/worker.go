@@ -16,6 +16,7 @@ import (
 // worker runs leases on one slot, one after another: stage, run, collect.
 type worker struct {
 	slot    int
+	memory  uint64 // bytes for a chunk whose job does not say
 	book    *book
 	depot   *depot
 	scratch *scratch
@@ -80,6 +81,9 @@ func (w *worker) stage(ctx context.Context, l *lease) (p *executor.Prepared, dir
 		return nil, "", blocks, err
 	}
 	limits := executor.DefaultLimits(l.member.wall)
+	if w.memory > 0 {
+		limits.Memory = min(limits.Memory, int64(w.memory))
+	}
 	if t.Limits.MemoryBytes > 0 {
 		limits.Memory = int64(t.Limits.MemoryBytes)
 	}
