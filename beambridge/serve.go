@@ -91,6 +91,10 @@ func (t *turn) grantAll(from protocol.PeerID, cs []*claim) {
 		if j == nil || j.over != "" {
 			continue
 		}
+		if m := j.members[from]; m != nil && m.State == memberIs && !j.joined[from] {
+			j.joined[from] = true // it speaks before its first report since the tracker was restored
+			t.apply(j, j.tracker.Join(clusterWorker(m), t.now))
+		}
 		c.setSeq = t.e.setSeq + 1
 		leases, fx, err := j.tracker.Grant(from, c.slots, c.setSeq, t.now)
 		if err != nil {
