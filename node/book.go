@@ -25,7 +25,8 @@ type member struct {
 	joined  uint64 // number of the lease set that named it first
 	claim   bool   // chunks may be claimed
 	left    bool
-	held    int // leases in hand, which count against 2 × slots
+	held    int           // leases in hand, which count against ahead × slots
+	pace    time.Duration // what a chunk took here lately, staging and outputs included; 0 is not known
 	ready   bool
 	retry   time.Time // when to ask again although nothing was announced
 	cancel  context.CancelFunc

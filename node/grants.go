@@ -14,13 +14,39 @@ import (
 // grantLife is the longest life of a grant message (trust.md 2).
 const grantLife = 30 * time.Second
 
-// claims lists what the node would take from a bridge now: at most two leases a slot, one to run and one to wait,
-// for each job and in all; b.mu is held.
+// A slot has two leases in hand, one to run and one to wait; of short chunks as many as are over within aheadFor,
+// at most mostAhead, so that they share round trips and signatures.
+const (
+	aheadFor  = 100 * time.Millisecond
+	mostAhead = 64
+)
+
+// ahead is how many leases of a job a slot has in hand; b.mu is held.
+func (m *member) ahead() int {
+	if m.pace <= 0 {
+		return 2
+	}
+	return int(max(2, min(mostAhead, aheadFor/m.pace)))
+}
+
+// paced notes what a chunk took, from its staging to its end.
+func (b *book) paced(m *member, took time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if m.pace == 0 {
+		m.pace = took
+	} else {
+		m.pace += (took - m.pace) / 8
+	}
+}
+
+// claims lists what the node would take from a bridge now, as many leases as a slot has in hand, for each job and
+// in all; b.mu is held.
 func (b *book) claims(br *bridge, now time.Time) (out []*pb.ClaimRequest, members []*member) {
 	if !b.assignable() {
 		return nil, nil
 	}
-	room := 2*(b.slots-b.lost) - b.inHand()
+	inHand := b.inHand()
 	for _, m := range b.members {
 		if m.bridge != br || m.left || !m.claim {
 			continue
@@ -28,11 +54,11 @@ func (b *book) claims(br *bridge, now time.Time) (out []*pb.ClaimRequest, member
 		if !m.ready && (m.retry.IsZero() || now.Before(m.retry)) {
 			continue
 		}
-		n := min(2*m.slots-m.held, room)
+		n := min(m.ahead()*m.slots-m.held, m.ahead()*(b.slots-b.lost)-inHand)
 		if n <= 0 {
 			continue
 		}
-		room -= n
+		inHand += n
 		out = append(out, &pb.ClaimRequest{JobId: m.terms.Job[:], Slots: uint32(n)})
 		members = append(members, m)
 	}

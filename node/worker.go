@@ -57,6 +57,7 @@ func (w *worker) lease(ctx context.Context, l *lease) {
 	case w.start(ctx, l, prepared):
 		out = w.wait(l)
 		w.finish(ctx, l, out, dir, staged, blocks)
+		w.book.paced(l.member, w.book.now().Sub(began))
 	}
 	if dir != "" {
 		if err := w.scratch.clear(dir); err != nil {

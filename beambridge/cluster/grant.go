@@ -59,7 +59,7 @@ func (t *Tracker) Grant(node protocol.PeerID, slots int, setSeq uint64, now time
 		return nil, fx, nil
 	}
 	var out []Lease
-	for n := min(slots, t.cfg.LeasesPerSlot*k.Slots-k.held); n > 0; n-- {
+	for n := min(slots, t.most(k)-k.held); n > 0; n-- {
 		c := t.take(k, now)
 		copied := false
 		if c == nil {
@@ -72,6 +72,21 @@ func (t *Tracker) Grant(node protocol.PeerID, slots int, setSeq uint64, now time
 	}
 	fx.Pending = t.pending()
 	return out, fx, nil
+}
+
+// most is how many leases a node may hold: LeasesPerSlot for each slot, or as many as it runs in the time Ahead, but
+// then no more than its part of what is left, so that short chunks share round trips and the tail stays balanced.
+func (t *Tracker) most(k *worker) int {
+	least := t.cfg.LeasesPerSlot * k.Slots
+	if k.chunk <= 0 {
+		return least
+	}
+	more := k.Slots * int(min(float64(t.cfg.MostPerSlot), t.cfg.Ahead.Seconds()/k.chunk))
+	left := len(t.chunks)
+	if rest := t.cutter.Remaining(); rest > 0 {
+		left += int(min(rest/t.pace().Size(rest), 1<<30))
+	}
+	return max(least, min(more, left*k.Slots/max(1, t.slots)))
 }
 
 // take finds the first ready chunk that the node may have.
@@ -239,7 +254,7 @@ func (t *Tracker) straggler(k *worker, now time.Time) *chunk {
 	}
 	for _, l := range t.live {
 		c := l.chunk
-		if !working(l.State) || c.want > 1 || c.active() > 1 || now.Sub(l.since).Seconds() <= limit*float64(c.r.Len()) {
+		if !working(l.State) || c.want > 1 || c.active() > 1 || now.Sub(l.since).Seconds() <= max(limit*float64(c.r.Len()), t.cfg.StragglerFloor.Seconds()) {
 			continue
 		}
 		if t.allowed(c, k) && untried(c, k) {
@@ -276,9 +291,10 @@ func (t *Tracker) learn(l *lease, seconds float64) {
 		return
 	}
 	if k.seconds == 0 {
-		k.seconds = per
+		k.seconds, k.chunk = per, seconds
 	} else {
 		k.seconds += 0.3 * (per - k.seconds)
+		k.chunk += 0.3 * (seconds - k.chunk)
 	}
 	if t.cfg.Chunk > 0 {
 		return // the pace is not asked for

@@ -35,8 +35,11 @@ type Config struct {
 	Window         time.Duration // Window in which a restored lease, or one that may not be retried, is waited for; default 2 min.
 	Backoff        time.Duration // Backoff before a node that was busy or refused is given more; default 1 s.
 	LeasesPerSlot  int           // LeasesPerSlot bounds leases per node: one that runs and one that stages; default 2.
+	Ahead          time.Duration // Ahead lets a slot have more, as many as its node runs in that time; default 100 ms.
+	MostPerSlot    int           // MostPerSlot bounds those; default 64.
 	AnnouncePer    int           // AnnouncePer bounds ready chunks per slot of the cluster; default 4.
 	StragglerTimes float64       // StragglerTimes is how many medians of its siblings a chunk may run before it is copied; default 3.
+	StragglerFloor time.Duration // StragglerFloor is what a chunk may always take before it is copied; default 1 s.
 	CopyShare      float64       // CopyShare bounds straggler copies as a part of all chunks; default 0.1.
 	HopelessAfter  int           // HopelessAfter is how many chunks may fail while none is done before the job fails; default 3.
 }
@@ -45,7 +48,8 @@ type Config struct {
 func DefaultConfig(job protocol.JobID, n uint64) Config {
 	return Config{
 		Job: job, Inputs: n, Copies: 1, Retries: 2, TTL: 6 * time.Second, Window: 2 * time.Minute, Backoff: time.Second,
-		LeasesPerSlot: 2, AnnouncePer: 4, StragglerTimes: 3, CopyShare: 0.1, HopelessAfter: 3,
+		LeasesPerSlot: 2, Ahead: 100 * time.Millisecond, MostPerSlot: 64, AnnouncePer: 4, StragglerTimes: 3, StragglerFloor: time.Second,
+		CopyShare: 0.1, HopelessAfter: 3,
 	}
 }
 
@@ -64,8 +68,11 @@ func (c Config) Validate() error {
 		{"Window: at least TTL", c.Window >= c.TTL},
 		{"Backoff: at least 0", c.Backoff >= 0},
 		{"LeasesPerSlot: at least 1", c.LeasesPerSlot >= 1},
+		{"Ahead: at least 0", c.Ahead >= 0},
+		{"MostPerSlot: at least LeasesPerSlot", c.MostPerSlot >= c.LeasesPerSlot},
 		{"AnnouncePer: at least 1", c.AnnouncePer >= 1},
 		{"StragglerTimes: at least 1", c.StragglerTimes >= 1},
+		{"StragglerFloor: at least 0", c.StragglerFloor >= 0},
 		{"CopyShare: 0..1", c.CopyShare >= 0 && c.CopyShare <= 1},
 		{"HopelessAfter: at least 1", c.HopelessAfter >= 1},
 	} {
@@ -178,6 +185,7 @@ type worker struct {
 	faults    int       // attempts in a row that ended by its own fault
 	seen      time.Time
 	seconds   float64 // EWMA of run seconds per input; 0 unknown
+	chunk     float64 // the same per chunk
 	live      []*lease
 }
 
