@@ -30,9 +30,6 @@ func (e *exitError) Error() string { return e.err.Error() }
 // Unwrap returns the cause.
 func (e *exitError) Unwrap() error { return e.err }
 
-// errSilent ends a command whose output has said everything.
-var errSilent = errors.New("")
-
 func usagef(format string, args ...any) error {
 	return withCode(exitUsage, fmt.Errorf(format, args...))
 }
@@ -43,9 +40,6 @@ func withCode(code int, err error) error {
 	}
 	return &exitError{code, err}
 }
-
-// silently ends with a code after the output has said why.
-func silently(code int) error { return withCode(code, errSilent) }
 
 func exitCode(err error) int {
 	if e, ok := errors.AsType[*exitError](err); ok {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -50,7 +49,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exitOK
 	}
 	code := exitCode(err)
-	if text := strings.TrimSpace(err.Error()); text != "" && !errors.Is(err, errSilent) {
+	if text := strings.TrimSpace(err.Error()); text != "" {
 		_, _ = fmt.Fprintln(stderr, "gridbeam: "+text)
 	}
 	return code

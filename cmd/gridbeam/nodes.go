@@ -193,17 +193,12 @@ func connectAny(ctx context.Context, h *p2p.Host, infos []peer.AddrInfo, wait ti
 		go func() { results <- h.Connect(ctx, info) }()
 	}
 	var errs []error
-	ok := false
 	for range infos {
-		if err := <-results; err == nil {
-			ok = true
-			break // the others come when they can
-		} else {
-			errs = append(errs, err)
+		err := <-results
+		if err == nil {
+			return nil // the others come when they can
 		}
-	}
-	if ok {
-		return nil
+		errs = append(errs, err)
 	}
 	return withCode(exitNotConnected, fmt.Errorf("nobody answers: %w; is the node or bridge running?", errors.Join(errs...)))
 }

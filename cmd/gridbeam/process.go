@@ -47,7 +47,7 @@ func (l *launcher) start(name string, args ...string) (*child, error) {
 	}
 	defer logFile.Close() // the child has its own
 	p := &child{name: name, log: logPath, lines: make(chan []byte, 16), done: make(chan struct{})}
-	p.cmd = exec.Command(l.exe, append(args, l.common...)...)
+	p.cmd = exec.CommandContext(context.Background(), l.exe, append(args, l.common...)...) // ended by stop and kill alone
 	p.cmd.Stderr = logFile
 	p.cmd.SysProcAttr = ownGroup()
 	out, err := p.cmd.StdoutPipe()
