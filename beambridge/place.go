@@ -55,7 +55,11 @@ func (e *engine) replace(j *job, now time.Time) {
 		members: map[protocol.PeerID]bool{}, credit: j.row.Reserved > 0,
 	}
 	for id, m := range j.members {
-		if m.State == memberIs {
+		switch {
+		case m.State != memberIs:
+		case e.mute(id, now):
+			s.refused[id] = decline{until: now.Add(replaceEvery), text: "it is silent"}
+		default:
 			s.members[id] = true
 		}
 	}

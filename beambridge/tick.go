@@ -73,7 +73,7 @@ func (t *turn) watchJob(j *job) {
 			t.e.log.Warn("credit could not be set aside", "job", j.id(), "err", err)
 		}
 	}
-	if waiting && t.now.Sub(j.placed) >= replaceEvery {
+	if (waiting || t.e.deserted(j, t.now)) && t.now.Sub(j.placed) >= replaceEvery {
 		t.then(func(err error) {
 			if err == nil {
 				j.placed = time.Time{}
@@ -81,6 +81,24 @@ func (t *turn) watchJob(j *job) {
 			}
 		})
 	}
+}
+
+// mute says that a node was not heard of for as long as a lease lives. One that was restored has as long as its
+// leases before that is said.
+func (e *engine) mute(id protocol.PeerID, now time.Time) bool {
+	n := e.nodes[id]
+	return n != nil && !n.heard.IsZero() && now.Sub(n.heard) >= leaseTTL
+}
+
+// deserted says that every member of a job is mute: others are wanted as soon as leases lapse, not only once the
+// members have gone.
+func (e *engine) deserted(j *job, now time.Time) bool {
+	for id, m := range j.members {
+		if m.State == memberIs && !e.mute(id, now) {
+			return false
+		}
+	}
+	return true
 }
 
 // silent takes members out that have not been heard of for long: what they held was leased anew already.
