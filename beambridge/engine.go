@@ -177,7 +177,10 @@ func (e *engine) finish(ctx context.Context, t *turn) error {
 		f(nil)
 	}
 	for j := range t.announce {
-		e.bridge.announce(j)
+		if len(j.hungry) > 0 {
+			clear(j.hungry)
+			e.bridge.announce(j)
+		}
 	}
 	for id := range t.push {
 		e.sendSet(id, t.now)

@@ -60,8 +60,11 @@ type job struct {
 	open     int // attempts that have ended or were stopped, whose node has not reported yet
 
 	announced uint64 // of the newest announcement
-	seq       uint64
-	changed   chan struct{} // closed at the next change
+	// hungry are the members that got less than they claimed and could hold more: only for them is anything
+	// announced, for the others ask by themselves.
+	hungry  map[protocol.PeerID]struct{}
+	seq     uint64
+	changed chan struct{} // closed at the next change
 }
 
 // planRecord is what is kept of a selection: row Plan.

@@ -289,6 +289,7 @@ func (t *turn) leave(j *job, id protocol.PeerID) {
 	}
 	m.State = memberWas
 	delete(j.joined, id)
+	delete(j.hungry, id)
 	t.members = append(t.members, *m)
 	t.touched[j] = struct{}{}
 	t.push[id] = struct{}{}

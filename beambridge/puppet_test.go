@@ -68,7 +68,9 @@ type deed struct {
 }
 
 // well is a chunk done: each input leaves a file that depends on nothing but the input.
-func well(l protocol.Lease) deed { return deed{after: 100 * time.Millisecond, reason: protocol.ReasonDone} }
+func well(l protocol.Lease) deed {
+	return deed{after: 100 * time.Millisecond, reason: protocol.ReasonDone}
+}
 
 func newPuppet(t testing.TB, operator crypto.PrivKey, slots int) *puppet {
 	return &puppet{

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/ipfs/go-cid"
+
 	"github.com/gridbeam/gridbeam/beambridge/cluster"
 	"github.com/gridbeam/gridbeam/beambridge/store"
 	"github.com/gridbeam/gridbeam/p2p"
@@ -83,7 +85,18 @@ func (b *Bridge) unpack(ctx context.Context, from protocol.PeerID, req *pb.Resul
 
 // bring makes the outputs of good results durable before anybody is told that they count.
 func (b *Bridge) bring(ctx context.Context, h *handing, req *pb.ResultRequest) error {
-	if err := b.putBlocks(ctx, req.GetBlocks()); err != nil {
+	var at []int
+	var roots []cid.Cid
+	for i := range h.results {
+		if x := &h.results[i].noun; x.Outcome.Reason == protocol.ReasonDone && x.Root != b.nothing {
+			at, roots = append(at, i), append(roots, x.Root)
+		}
+	}
+	if len(roots) == 0 && len(req.GetBlocks()) == 0 {
+		return nil
+	}
+	whole, err := b.putBlocks(ctx, req.GetBlocks(), roots)
+	if err != nil {
 		var known *p2p.Error
 		if errors.As(err, &known) {
 			return err
@@ -91,20 +104,13 @@ func (b *Bridge) bring(ctx context.Context, h *handing, req *pb.ResultRequest) e
 		b.lack(h, err)
 		return nil
 	}
-	some := false
-	for i := range h.results {
-		r := &h.results[i]
-		if r.noun.Outcome.Reason != protocol.ReasonDone || r.noun.Root == b.nothing {
-			continue
-		}
-		if r.missing = b.fetch(ctx, h.from, r.noun.Root); r.missing == nil {
-			some = true
+	for k, i := range at {
+		if !whole[k] {
+			h.results[i].missing = b.fetch(ctx, h.from, roots[k])
 		}
 	}
-	if some {
-		if err := b.vols.Sync(ctx); err != nil {
-			b.lack(h, err)
-		}
+	if err := b.vols.Sync(ctx); err != nil {
+		b.lack(h, err)
 	}
 	return nil
 }

@@ -101,6 +101,11 @@ func (t *turn) grantAll(from protocol.PeerID, cs []*claim) {
 			continue // no member
 		}
 		c.job, c.leases = j, leases
+		if m := j.members[from]; len(leases) < c.slots && m != nil && len(j.tracker.Leases(from)) < 2*m.Slots {
+			j.hungry[from] = struct{}{}
+		} else {
+			delete(j.hungry, from)
+		}
 		n.busy += len(leases)
 		t.apply(j, fx)
 	}
@@ -247,28 +252,23 @@ func (b *Bridge) fetch(ctx context.Context, from protocol.PeerID, root cid.Cid) 
 	return err
 }
 
-// putBlocks stores what came inside a message.
-func (b *Bridge) putBlocks(ctx context.Context, in []*pb.InlineBlock) error {
-	if len(in) == 0 {
-		return nil
-	}
+// putBlocks stores what came inside a message and reports which of the roots are whole by it.
+func (b *Bridge) putBlocks(ctx context.Context, in []*pb.InlineBlock, roots []cid.Cid) ([]bool, error) {
 	blocks := make([]volumes.Block, 0, len(in))
 	size := 0
 	for _, x := range in {
 		c, err := cid.Cast(x.GetCid())
 		if err != nil {
-			return p2p.Errorf(p2p.CodeMalformed, "a block's CID: %v", err)
+			return nil, p2p.Errorf(p2p.CodeMalformed, "a block's CID: %v", err)
 		}
 		if size += len(x.GetData()); size > protocol.MaxInlineBlocks {
-			return p2p.Errorf(p2p.CodeTooLarge, "blocks of more than %d bytes travel in a message; let them be fetched", protocol.MaxInlineBlocks)
+			return nil, p2p.Errorf(p2p.CodeTooLarge, "blocks of more than %d bytes travel in a message; let them be fetched", protocol.MaxInlineBlocks)
 		}
 		blocks = append(blocks, volumes.Block{CID: c, Data: x.GetData()})
 	}
-	if err := b.vols.PutBlocks(ctx, blocks); err != nil {
-		if errors.Is(err, volumes.ErrCorrupt) {
-			return p2p.Errorf(p2p.CodeMalformed, "%v", err)
-		}
-		return err
+	whole, err := b.vols.PutTrees(ctx, blocks, roots)
+	if errors.Is(err, volumes.ErrCorrupt) {
+		return nil, p2p.Errorf(p2p.CodeMalformed, "%v", err)
 	}
-	return nil
+	return whole, err
 }

@@ -92,6 +92,7 @@ func (e *engine) empty(row store.Job, spec protocol.Job, terms protocol.JobTerms
 		members: map[protocol.PeerID]*store.Member{}, joined: map[protocol.PeerID]bool{}, lines: map[protocol.PeerID]*line{}, faults: map[uint64][]fault{},
 		compared: map[uint64][]*attempt{}, refused: map[protocol.PeerID]decline{}, retried: map[uint64]protocol.RetriedChunk{}, changed: make(chan struct{}),
 		plan: planRecord{Before: map[string]float64{}}, announced: uint64(e.now().UnixMicro()),
+		hungry: map[protocol.PeerID]struct{}{},
 	}
 	if d := spec.Policy.Deadline.Std(); d > 0 {
 		j.deadline = row.Created.Add(d)

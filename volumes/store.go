@@ -125,19 +125,45 @@ func verify(c cid.Cid, data []byte) (store.Block, *tree.Node, error) {
 // PutBlocks verifies each block against its CID and keeps them all, or none if one is wrong (ErrCorrupt).
 // They are durable after the next Sync. It returns also ErrTooLarge and ErrNoSpace.
 func (s *Store) PutBlocks(ctx context.Context, blocks []Block) error {
+	_, err := s.PutTrees(ctx, blocks, nil)
+	return err
+}
+
+// PutTrees is PutBlocks for blocks that carry whole trees, and reports which of the roots are wholly here now:
+// what came in blocks is not looked up again. Errors are those of PutBlocks; a tree that is not whole is none.
+func (s *Store) PutTrees(ctx context.Context, blocks []Block, roots []cid.Cid) (whole []bool, err error) {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
-	out := make([]store.Block, len(blocks))
+	out, came := make([]store.Block, len(blocks)), make(map[cid.Cid]arrival, len(blocks))
 	for i, b := range blocks {
 		if err := ctx.Err(); err != nil {
-			return err
+			return nil, err
 		}
-		var err error
-		if out[i], _, err = verify(b.CID, b.Data); err != nil {
-			return err
+		var n *tree.Node
+		if out[i], n, err = verify(b.CID, b.Data); err != nil {
+			return nil, err
 		}
+		came[b.CID] = arrival{n, len(b.Data)}
 	}
-	return translate(s.blocks.Put(nil, out...))
+	if err := s.blocks.Put(nil, out...); err != nil {
+		return nil, translate(err)
+	}
+	whole = make([]bool, len(roots))
+	for i, root := range roots {
+		w := walk{s: s, seen: map[store.Digest]count{}, came: came}
+		_, err := w.visit(ctx, root, 0)
+		if err = translate(err); err != nil && !errors.Is(err, ErrNotFound) {
+			return nil, err
+		}
+		whole[i] = err == nil
+	}
+	return whole, nil
+}
+
+// arrival is a block that has just been verified.
+type arrival struct {
+	node *tree.Node
+	size int
 }
 
 // get reads a local block.
@@ -246,6 +272,7 @@ type count struct{ bytes, files uint64 }
 type walk struct {
 	s    *Store
 	seen map[store.Digest]count // distinct blocks, with what a directory or file below them counts
+	came map[cid.Cid]arrival    // blocks that need no lookup; may be nil
 }
 
 func (w *walk) visit(ctx context.Context, c cid.Cid, depth int) (count, error) {
@@ -259,10 +286,13 @@ func (w *walk) visit(ctx context.Context, c cid.Cid, depth int) (count, error) {
 	if depth > maxDepth || len(w.seen) >= w.s.cfg.MaxBlocks {
 		return count{}, fmt.Errorf("%w: tree deeper than %d or of more than %d blocks", ErrTooLarge, maxDepth, w.s.cfg.MaxBlocks)
 	}
+	have, here := w.came[c]
 	if c.Type() == cid.Raw {
-		size, err := w.s.blocks.Size(d)
-		if err != nil {
-			return count{}, fmt.Errorf("block %s: %w", c, err)
+		size := have.size
+		if !here {
+			if size, err = w.s.blocks.Size(d); err != nil {
+				return count{}, fmt.Errorf("block %s: %w", c, err)
+			}
 		}
 		w.seen[d] = count{bytes: uint64(size), files: 1}
 		return w.seen[d], nil
@@ -270,9 +300,11 @@ func (w *walk) visit(ctx context.Context, c cid.Cid, depth int) (count, error) {
 	if err := ctx.Err(); err != nil {
 		return count{}, err
 	}
-	n, err := w.s.load(ctx, c)
-	if err != nil {
-		return count{}, err
+	n := have.node
+	if !here {
+		if n, err = w.s.load(ctx, c); err != nil {
+			return count{}, err
+		}
 	}
 	var total count
 	for _, l := range n.Links {
