@@ -64,3 +64,28 @@ func BenchmarkWasm(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkOutputs is what one small output costs beside the run that wrote it.
+func BenchmarkOutputs(b *testing.B) {
+	s, err := newScratch(b.TempDir()+"/work", "/dev/shm", 2)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.close()
+	c := &collector{store: newStore(b)}
+	for b.Loop() {
+		dir, err := s.dir(0, 1<<20)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		writeTree(b, dir, map[string][]byte{"7/out": []byte("result")})
+		b.StartTimer()
+		if _, err := c.collect(b.Context(), dir, true); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.clear(dir); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
