@@ -221,7 +221,7 @@ func (b *Bridge) fitting(ctx context.Context, s *placing) (map[protocol.PeerID]b
 
 // believes says whether a label is the signed word of this bridge's operator or of a root of its network.
 func (b *Bridge) believes(id protocol.PeerID, l *pb.Label, now time.Time) bool {
-	issuer, ok := protocol.VerifyLabel(l, id, now)
+	issuer, ok := b.operators.labels.verify(l, id, now)
 	return ok && (issuer == b.operators.own || b.network.IsRoot(issuer))
 }
 

@@ -193,10 +193,11 @@ func invitation(n protocol.NetworkFile, addrs []multiaddr.Multiaddr) string {
 type operators struct {
 	own     protocol.PeerID // empty is nobody
 	anchors []protocol.PeerID
+	labels  *labels
 }
 
 func newOperators(key crypto.PrivKey, anchors []protocol.PeerID) (operators, error) {
-	o := operators{anchors: anchors}
+	o := operators{anchors: anchors, labels: &labels{}}
 	if key == nil {
 		return o, nil
 	}
@@ -214,7 +215,7 @@ func (o operators) of(node protocol.PeerID, c *pb.Capability, now time.Time) (gr
 		if l.GetKey() != protocol.LabelOperator {
 			continue
 		}
-		if issuer, ok := protocol.VerifyLabel(l, node, now); ok {
+		if issuer, ok := o.labels.verify(l, node, now); ok {
 			return issuer.String(), issuer == o.own || slices.Contains(o.anchors, node)
 		}
 	}
