@@ -81,10 +81,7 @@ func BenchmarkOutputs(b *testing.B) {
 		b.StopTimer()
 		writeTree(b, dir, map[string][]byte{"7/out": []byte("result")})
 		b.StartTimer()
-		if _, err := c.collect(b.Context(), dir, true); err != nil {
-			b.Fatal(err)
-		}
-		if err := s.clear(dir); err != nil {
+		if e, err := c.collect(b.Context(), dir, true); err != nil || !e.clean {
 			b.Fatal(err)
 		}
 	}

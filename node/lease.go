@@ -52,6 +52,7 @@ type ending struct {
 	heavy   bool                   // the bridge has to fetch the tree
 	tail    []byte                 // the end of the log
 	records []protocol.UsageRecord // of the run, while it is not ready
+	clean   bool                   // the directory of the outputs is empty again
 	ready   bool                   // everything of it is there
 	flying  bool                   // in a message that is not answered
 	after   time.Time              // not before

@@ -1,13 +1,17 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -115,7 +119,7 @@ func (c *collector) collect(ctx context.Context, dir string, written bool) (endi
 	if !written {
 		return c.nothing()
 	}
-	files, err := readSmall(dir)
+	some, err := readSmall(dir)
 	switch {
 	case errors.Is(err, errNotSmall):
 		tree, err := c.store.ImportDir(ctx, dir, nil)
@@ -125,17 +129,24 @@ func (c *collector) collect(ctx context.Context, dir string, written bool) (endi
 		return c.pack(tree)
 	case err != nil:
 		return ending{}, outputFault(err)
-	case len(files) == 0:
+	case len(some.files) == 0:
 		return c.nothing()
 	}
-	if e, ok, err := light(files); ok || err != nil {
-		return e, err
-	}
-	tree, err := c.store.AddFiles(files)
+	e, ok, err := light(some.files)
 	if err != nil {
-		return ending{}, outputFault(err)
+		return ending{}, err
 	}
-	return c.pack(tree)
+	if !ok {
+		tree, err := c.store.AddFiles(some.files)
+		if err != nil {
+			return ending{}, outputFault(err)
+		}
+		if e, err = c.pack(tree); err != nil {
+			return ending{}, err
+		}
+	}
+	e.clean = some.remove(dir)
+	return e, nil
 }
 
 // light makes the tree of outputs that travel with their result, without keeping it here: the bridge keeps it
@@ -211,54 +222,87 @@ func (c *collector) again(root cid.Cid) (ending, error) {
 	return c.pack(tree)
 }
 
-// readSmall reads the files below a directory; errNotSmall when they are large, many, or of a kind that only a
-// full import treats rightly.
-func readSmall(dir string) (files []volumes.File, err error) {
-	left := inMemory
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	return files, walkSmall(root, ".", &files, &left)
+// small are outputs in memory.
+type small struct {
+	files []volumes.File
+	dirs  []string // parents before children
+	left  int      // bytes that may follow
 }
 
-func walkSmall(root *os.Root, dir string, files *[]volumes.File, left *int) error {
-	d, err := root.Open(dir)
+// readSmall reads the files below a directory; errNotSmall when they are large, many, or of a kind that only a
+// full import treats rightly. Nobody writes there any more.
+func readSmall(dir string) (*small, error) {
+	s := &small{left: inMemory}
+	return s, s.walk(dir, "")
+}
+
+func (s *small) walk(dir, below string) error {
+	entries, err := os.ReadDir(filepath.Join(dir, below))
 	if err != nil {
 		return err
 	}
-	entries, err := d.ReadDir(-1)
-	_ = d.Close()
-	if err != nil {
-		return err
-	}
-	if len(entries) == 0 && dir != "." {
+	if len(entries) == 0 && below != "" {
 		return errNotSmall // an empty directory: AddFiles knows files only
 	}
 	for _, e := range entries {
-		name := e.Name()
-		if dir != "." {
-			name = dir + "/" + name
-		}
+		name := path.Join(below, e.Name())
 		if e.IsDir() {
-			if err := walkSmall(root, name, files, left); err != nil {
+			s.dirs = append(s.dirs, name)
+			if err := s.walk(dir, name); err != nil {
 				return err
 			}
 			continue
 		}
-		info, err := e.Info()
-		if err != nil {
-			return err
-		}
-		if *left -= int(min(info.Size(), inMemory)) + 256; *left < 0 || !info.Mode().IsRegular() {
+		if !e.Type().IsRegular() {
 			return errNotSmall
 		}
-		b, err := root.ReadFile(name)
+		b, err := readWhole(filepath.Join(dir, name), s.left-256)
 		if err != nil {
 			return err
 		}
-		*files = append(*files, volumes.File{Path: name, Data: b})
+		s.left -= len(b) + 256
+		s.files = append(s.files, volumes.File{Path: name, Data: b})
 	}
 	return nil
+}
+
+// readWhole reads a regular file of at most limit bytes, without what os.File does beyond that: most chunks write
+// one small file, and this is a good part of what it costs to take it.
+func readWhole(name string, limit int) ([]byte, error) {
+	fd, err := syscall.Open(name, syscall.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer syscall.Close(fd)
+	var st syscall.Stat_t
+	if err := syscall.Fstat(fd, &st); err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: name, Err: err}
+	}
+	if st.Mode&syscall.S_IFMT != syscall.S_IFREG || st.Size > int64(limit) {
+		return nil, errNotSmall
+	}
+	b := make([]byte, st.Size)
+	for n := 0; n < len(b); {
+		m, err := syscall.Read(fd, b[n:])
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil || m == 0 {
+			return nil, &fs.PathError{Op: "read", Path: name, Err: cmp.Or(err, error(io.ErrUnexpectedEOF))}
+		}
+		n += m
+	}
+	return b, nil
+}
+
+// remove deletes what was read; what it cannot delete is left to scratch.clear.
+func (s *small) remove(dir string) (clean bool) {
+	clean = true
+	for i := range s.files {
+		clean = syscall.Unlink(filepath.Join(dir, s.files[i].Path)) == nil && clean
+	}
+	for _, name := range slices.Backward(s.dirs) {
+		clean = syscall.Rmdir(filepath.Join(dir, name)) == nil && clean
+	}
+	return clean
 }

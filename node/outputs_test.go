@@ -70,8 +70,12 @@ func TestOutputsBecomeTheTreeThatAnImportGives(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			other := newStore(t)
-			want, err := other.ImportDir(t.Context(), dir, nil)
+			if left, err := os.ReadDir(dir); err != nil || got.clean != (len(left) == 0) {
+				t.Errorf("clean %t with %v left, %v", got.clean, left, err)
+			}
+			again := t.TempDir()
+			writeTree(t, again, c.files)
+			want, err := newStore(t).ImportDir(t.Context(), again, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

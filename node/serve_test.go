@@ -204,3 +204,24 @@ func TestATreeOfInputsIsFetched(t *testing.T) {
 		}
 	})
 }
+
+func TestWhatIsHeldIsNotCollected(t *testing.T) {
+	b := newBook(idOf(t, newKey(t)), 1, time.Now, testLog())
+	job := protocol.NewJobID()
+	m := &member{memberFacts: memberFacts{terms: protocol.JobTerms{
+		Job: job, Run: protocol.Run{Module: someCID(t, "module")}, Volumes: []protocol.VolumeRef{{Root: someCID(t, "volume")}},
+	}}}
+	b.members[job] = m
+	l := &lease{leaseFacts: leaseFacts{Lease: protocol.Lease{InputsCID: someCID(t, "inputs")}}, member: m, end: &ending{result: protocol.Result{Root: someCID(t, "output")}}}
+	b.leases[l.ID] = l
+	b.offers[protocol.NewJobID()] = offer{memberFacts: memberFacts{terms: protocol.JobTerms{Run: protocol.Run{Module: someCID(t, "offered")}}}}
+	got := b.needed()
+	for _, what := range []string{"module", "volume", "inputs", "output", "offered"} {
+		if !slices.Contains(got, someCID(t, what)) {
+			t.Errorf("the %s may be collected", what)
+		}
+	}
+	if len(got) != 5 {
+		t.Errorf("%d trees are kept, want 5", len(got))
+	}
+}

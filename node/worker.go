@@ -46,7 +46,7 @@ func (w *worker) lease(ctx context.Context, l *lease) {
 	began := w.book.now()
 	prepared, dir, blocks, err := w.stage(ctx, l)
 	staged := w.book.now().Sub(began)
-	var out executor.Outcome
+	var clean bool
 	switch {
 	case err != nil:
 		if executor.ReasonOf(err, protocol.ReasonStartFailed) == protocol.ReasonNodeDiskFull {
@@ -55,11 +55,10 @@ func (w *worker) lease(ctx context.Context, l *lease) {
 		w.staged(l, err)
 		w.book.end(l, metering.Claimed{})
 	case w.start(ctx, l, prepared):
-		out = w.wait(l)
-		w.finish(ctx, l, out, dir, staged, blocks)
+		clean = w.finish(ctx, l, w.wait(l), dir, staged, blocks)
 		w.book.paced(l.member, w.book.now().Sub(began))
 	}
-	if dir != "" {
+	if dir != "" && !clean {
 		if err := w.scratch.clear(dir); err != nil {
 			w.log.Warn("outputs of a chunk cannot be removed", "lease", l.ID, "err", err)
 		}
@@ -172,8 +171,8 @@ func (w *worker) wait(l *lease) executor.Outcome {
 	return out
 }
 
-// finish turns a run that has ended into a result.
-func (w *worker) finish(ctx context.Context, l *lease, out executor.Outcome, dir string, staged time.Duration, blocks uint64) {
+// finish turns a run that has ended into a result; clean says that its output directory is empty again.
+func (w *worker) finish(ctx context.Context, l *lease, out executor.Outcome, dir string, staged time.Duration, blocks uint64) (clean bool) {
 	o := protocol.Outcome{
 		Reason: out.Reason, ExitCode: out.ExitCode, Signal: out.Signal, FirstCause: out.FirstCause, Stage: staged, Run: out.Ended.Sub(out.Started),
 		CPU: time.Duration(out.Usage.CPUMillis) * time.Millisecond, MemoryBytes: uint64(max(0, out.Usage.MaxMemoryBytes)),
@@ -183,7 +182,7 @@ func (w *worker) finish(ctx context.Context, l *lease, out executor.Outcome, dir
 	claimed := metering.Claimed{CPUMS: out.Usage.CPUMillis, MemMiBS: (out.Usage.MaxMemoryBytes >> 20) * int64(o.Run/time.Second)}
 	if !w.book.exited(l, claimed) {
 		w.logs.close(l)
-		return
+		return false
 	}
 	end := ending{}
 	if o.Reason == protocol.ReasonDone || l.member.terms.KeepOutputs == "always" {
@@ -200,7 +199,9 @@ func (w *worker) finish(ctx context.Context, l *lease, out executor.Outcome, dir
 	end.result.Root, end.result.BlocksFetched = root, blocks
 	end.tail = w.logs.tail(l)
 	w.logs.close(l)
+	clean = end.clean
 	w.book.deliver(l, &end)
+	return clean
 }
 
 // exited says that a run has ended; false when nobody wants its result.
