@@ -288,7 +288,7 @@ func readWhole(name string, limit int) ([]byte, error) {
 			continue
 		}
 		if err != nil || m == 0 {
-			return nil, &fs.PathError{Op: "read", Path: name, Err: cmp.Or(err, error(io.ErrUnexpectedEOF))}
+			return nil, &fs.PathError{Op: "read", Path: name, Err: cmp.Or(err, io.ErrUnexpectedEOF)}
 		}
 		n += m
 	}
