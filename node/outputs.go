@@ -35,6 +35,7 @@ type scratch struct {
 	disk  string // directory on the disk
 	fast  string // directory in memory, empty for none
 	slots uint64
+	held  *os.File // locked while fast is in use, so that others can tell what a crash has left
 }
 
 // newScratch makes the directories empty: what is in them was left by a crash.
@@ -61,7 +62,46 @@ func newScratch(dir, memory string, slots int) (*scratch, error) {
 			return nil, fmt.Errorf("clearing the work directory: %w", err)
 		}
 	}
+	s.claim(memory)
 	return s, nil
+}
+
+// scratchLock is the file in a directory in memory whose lock says that its node lives.
+const scratchLock = ".lock"
+
+// claim locks the directory in memory, and removes those that nodes of this user left there which are dead: their
+// data directories may be gone, so that nobody else would.
+func (s *scratch) claim(memory string) {
+	if s.fast == "" {
+		return
+	}
+	f, err := lockScratch(s.fast, os.O_CREATE)
+	if err != nil {
+		s.fast = ""
+		return
+	}
+	s.held = f
+	left, _ := filepath.Glob(filepath.Join(memory, "gridbeam-"+strconv.Itoa(os.Getuid())+"-*"))
+	for _, dir := range left {
+		if dir == s.fast {
+			continue
+		}
+		if f, err := lockScratch(dir, 0); err == nil {
+			_ = os.RemoveAll(dir) // what cannot go now goes another time
+			_ = f.Close()
+		}
+	}
+}
+
+func lockScratch(dir string, flag int) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, scratchLock), os.O_RDWR|flag, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // dir makes the output directory of a slot for a job that may write so many bytes; there is one run a slot.
@@ -101,6 +141,9 @@ func (s *scratch) close() {
 		if dir != "" {
 			_ = os.RemoveAll(dir)
 		}
+	}
+	if s.held != nil {
+		_ = s.held.Close()
 	}
 }
 

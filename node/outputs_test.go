@@ -171,6 +171,37 @@ func TestOnlyOutputsThatFitGoToMemory(t *testing.T) {
 	}
 }
 
+func TestWhatDeadNodesLeftInMemoryIsRemoved(t *testing.T) {
+	if !onTmpfs("/dev/shm") {
+		t.Skip("/dev/shm is not in memory here")
+	}
+	memory, err := os.MkdirTemp("/dev/shm", "node-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(memory)
+	make1 := func() *scratch {
+		s, err := newScratch(filepath.Join(t.TempDir(), "work"), memory, 1)
+		if err != nil || s.fast == "" {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		return s
+	}
+	dead, alive := make1(), make1()
+	writeTree(t, dead.fast, map[string][]byte{"0/1/out": []byte("x")})
+	if err := dead.held.Close(); err != nil { // its process has died
+		t.Fatal(err)
+	}
+	last := make1()
+	for s, want := range map[*scratch]bool{dead: false, alive: true, last: true} {
+		if _, err := os.Stat(s.fast); (err == nil) != want {
+			t.Errorf("%s is there: %t, want %t", s.fast, err == nil, want)
+		}
+	}
+	alive.close()
+	last.close()
+}
+
 func TestInputsComeOutOfATree(t *testing.T) {
 	store := newStore(t)
 	for name, c := range map[string]struct {
