@@ -41,6 +41,7 @@ func (t *turn) account(r *receipt) (counter []byte, err error) {
 		return nil, errReceipt{err.Error()}
 	}
 	t.spoke[node] = struct{}{}
+	t.must = true
 	sign := checked.CounterSign(node, t.now)
 	if counter, err = sign.Seal(e.bridge.key()); err != nil {
 		return nil, fmt.Errorf("counter-signing receipt %d of %s: %w", r.noun.Seq, node, err)
@@ -278,7 +279,7 @@ func (t *turn) pay(x protocol.Transaction) {
 	if x.ID == "" {
 		return
 	}
-	t.first = append(t.first, func(tx *store.Tx) error {
+	t.also(func(tx *store.Tx) error {
 		if _, err := tx.LedgerPost(x); err != nil {
 			return fmt.Errorf("posting %s: %w", x.ID, err)
 		}

@@ -703,7 +703,7 @@ func TestFailedCommitIsUndoneAndTheJobGoesOn(t *testing.T) {
 						tn.apply(j, fx)
 					}
 				}
-				tn.first = append(tn.first, func(*store.Tx) error { return failed })
+				tn.also(func(*store.Tx) error { return failed })
 				return struct{}{}, nil
 			}); !errors.Is(err, failed) || !errors.Is(err, errNotNow) {
 				t.Fatalf("the commit gave %v", err)

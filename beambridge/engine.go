@@ -58,7 +58,8 @@ type engine struct {
 	fleet    uint64 // grows when the set of nodes that could work changes
 	hour     int64  // the hour whose uptime was judged last
 	pacedAt  time.Time
-	careful  int // so many turns take one event each, after a commit has failed
+	carry    *turn // a turn whose rows could wait; the next one writes them
+	careful  int   // so many turns take one event each, after a commit has failed
 }
 
 // turn is one round of the engine: some events, one transaction, and what follows it.
@@ -66,6 +67,9 @@ type turn struct {
 	e   *engine
 	now time.Time
 
+	must     bool                    // it has rows that have to be durable before anything leaves
+	lazily   bool                    // while a step adds only rows that may wait
+	closing  []*job                  // jobs whose outputs need no merging: they end with this turn
 	first    []func(*store.Tx) error // before the rows below
 	jobs     map[*job]struct{}
 	chunks   map[chunkKey]store.Chunk
@@ -98,11 +102,35 @@ type leaseKey struct {
 	first, fence uint64
 }
 
+// newTurn begins a turn with the rows that could wait in the one before.
 func (e *engine) newTurn() *turn {
-	return &turn{
+	t := &turn{
 		e: e, now: e.now(), jobs: map[*job]struct{}{}, chunks: map[chunkKey]store.Chunk{}, leases: map[leaseKey]store.Lease{}, lines: map[*line]struct{}{},
 		spoke: map[protocol.PeerID]struct{}{}, judged: map[protocol.PeerID]struct{}{}, push: map[protocol.PeerID]struct{}{}, announce: map[*job]struct{}{}, touched: map[*job]struct{}{}, setAside: map[string]int64{},
 	}
+	if c := e.carry; c != nil {
+		t.jobs, t.members, t.lines, t.judged, t.paced = c.jobs, c.members, c.lines, c.judged, c.paced
+		e.carry = nil
+	}
+	return t
+}
+
+// rows counts what a turn would write.
+func (t *turn) rows() int {
+	n := len(t.first) + len(t.jobs) + len(t.chunks) + len(t.leases) + len(t.results) + len(t.members) + len(t.receipts) + len(t.days) + len(t.tails) + len(t.lines) + len(t.judged)
+	if t.paced {
+		n++
+	}
+	return n
+}
+
+// need says that the turn has to be durable before anything of it leaves.
+func (t *turn) need() { t.must = t.must || !t.lazily }
+
+// also runs f within the turn's transaction, before its rows.
+func (t *turn) also(f func(*store.Tx) error) {
+	t.first = append(t.first, f)
+	t.must = true
 }
 
 // run applies events until ctx is done. It returns an error when nothing can be promised any more.
@@ -114,13 +142,14 @@ func (e *engine) run(ctx context.Context) error {
 		t := e.newTurn()
 		select {
 		case <-ctx.Done():
-			return nil
+			t.must = true
+			return e.finish(context.WithoutCancel(ctx), t) // what could wait is written now
 		case ev := <-e.mail:
 			t.now = e.now()
 			ev(t)
 			e.drain(t)
 		case <-clock.C:
-			t.now = e.now()
+			t.now, t.must = e.now(), true
 			e.tick(t)
 		}
 		if err := e.finish(ctx, t); err != nil {
@@ -152,6 +181,7 @@ func (e *engine) finish(ctx context.Context, t *turn) error {
 		fatal := errors.Is(err, store.ErrIO) || errors.Is(err, store.ErrCorrupt) || errors.Is(err, store.ErrClosed)
 		if !fatal {
 			e.log.Error("a transaction failed; what it was about is taken up again from the disk", "err", err)
+			e.carry = nil
 			fatal = e.undo(ctx) != nil
 		}
 		for _, f := range t.after {
@@ -194,7 +224,14 @@ func (e *engine) commit(ctx context.Context, t *turn) error {
 	if err := t.charge(); err != nil {
 		return err
 	}
-	if len(t.first)+len(t.jobs)+len(t.chunks)+len(t.leases)+len(t.results)+len(t.members)+len(t.receipts)+len(t.days)+len(t.tails)+len(t.lines)+len(t.judged) == 0 && !t.paced {
+	for _, j := range t.closing {
+		t.merged(j, j.early, "")
+	}
+	if t.rows() == 0 {
+		return nil
+	}
+	if !t.must { // memberships and scores may be lost in a crash: they are made again
+		e.carry = t
 		return nil
 	}
 	// A commit that has begun is not given up: its answer would be a guess.
@@ -271,6 +308,7 @@ func (t *turn) then(f func(error)) { t.after = append(t.after, f) }
 func (t *turn) save(j *job) {
 	t.jobs[j] = struct{}{}
 	t.touched[j] = struct{}{}
+	t.need()
 }
 
 // post hands an event to the engine; it waits while the mailbox is full.

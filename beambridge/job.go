@@ -54,8 +54,10 @@ type job struct {
 	retried  map[uint64]protocol.RetriedChunk
 	over     cluster.JobState // final state of the tracker, before its results are merged
 	merging  bool
-	released bool // its reservation was given back
-	reserves int  // how often credit was set aside for it
+	early    cid.Cid // its merged outputs, where one result is all there is
+	earlyOf  cid.Cid // that result's tree
+	released bool    // its reservation was given back
+	reserves int     // how often credit was set aside for it
 	endedAt  time.Time
 	open     int // attempts that have ended or were stopped, whose node has not reported yet
 
@@ -232,6 +234,7 @@ func (t *turn) lease(j *job, r *cluster.LeaseRow) {
 		j.compared[r.First] = append(j.compared[r.First], a)
 	}
 	t.leases[leaseKey{j.id(), r.First, r.Fence}] = a.row
+	t.must = true
 }
 
 // retake remembers that a chunk was leased again, for people.
@@ -247,6 +250,7 @@ func (t *turn) retake(j *job, r *cluster.LeaseRow) {
 
 // chunk notes a chunk's row, and with the end of a chunk its one accounted result.
 func (t *turn) chunk(j *job, c *cluster.ChunkRow) {
+	t.must = true
 	t.chunks[chunkKey{j.id(), c.First}] = store.Chunk{
 		Job: j.id(), First: c.First, End: c.End, State: string(c.State), Fence: c.Fence, Want: c.Want, Winner: c.Winner, Reason: protocol.Reason(c.Reason), Text: c.Text,
 	}
@@ -300,7 +304,14 @@ func (t *turn) state(j *job, fx cluster.Effects) {
 	for id := range j.members {
 		t.push[id] = struct{}{}
 	}
-	if !j.merging {
+	if fx.State == cluster.JobDone && !j.merging && t.isAll(j) {
+		t.closing = append(t.closing, j)
+		t.then(func(err error) {
+			if err == nil {
+				t.e.bridge.end(j, fx)
+			}
+		})
+	} else if !j.merging {
 		j.merging = true
 		t.then(func(err error) {
 			if err == nil {
@@ -308,6 +319,15 @@ func (t *turn) state(j *job, fx cluster.Effects) {
 			}
 		})
 	}
+}
+
+// isAll says that the one result that counts is the one whose outputs need no merging.
+func (t *turn) isAll(j *job) bool {
+	if !j.early.Defined() || len(t.results) == 0 {
+		return false
+	}
+	r := &t.results[len(t.results)-1]
+	return r.Job == j.id() && r.First == 0 && r.End == j.row.Inputs && r.Root == j.earlyOf
 }
 
 // endText says why a job failed or was cancelled.

@@ -18,9 +18,36 @@ import (
 func (b *Bridge) end(j *job, fx cluster.Effects) {
 	b.farewell(j, protocol.Reason(fx.Reason))
 	b.log.Info("a job's chunks are over", "job", j.id(), "state", fx.State, "reason", protocol.Reason(fx.Reason))
-	if !b.spawn(func() { b.merge(b.ctx(), j.id(), j) }) {
+	f := func() { b.merge(b.ctx(), j.id(), j) }
+	if root := j.row.Result; !j.merging && root.Defined() {
+		f = func() { b.hold(root) }
+	}
+	if !b.spawn(f) {
 		j.merging = false
 	}
+}
+
+// hold keeps a job's outputs from collection. A job that ended with its only result is stored before this; after
+// a crash in between its outputs are held with the start.
+func (b *Bridge) hold(root cid.Cid) {
+	if err := b.vols.Pin(root); err != nil {
+		b.log.Error("a job's outputs could not be held", "result", root, "err", err)
+	}
+}
+
+// alone returns the one directory in a result's tree: where a chunk is the whole job and one input alone has
+// written something, its directory is what merging would give.
+func (b *Bridge) alone(ctx context.Context, root cid.Cid) (dir cid.Cid) {
+	if root == b.nothing {
+		return root
+	}
+	for e, err := range b.vols.List(ctx, root) {
+		if err != nil || !e.Dir || dir.Defined() {
+			return cid.Undef
+		}
+		dir = e.CID
+	}
+	return dir
 }
 
 // merge makes one tree of the outputs of all accounted chunks and tells the engine.
@@ -162,7 +189,7 @@ func (t *turn) nameOutputs(j *job, root cid.Cid) {
 			t.e.log.Error("the outputs could not be named", "job", j.id(), "volume", v.Name, "err", err)
 			continue
 		}
-		t.first = append(t.first, func(tx *store.Tx) error {
+		t.also(func(tx *store.Tx) error {
 			return tx.PutVolume(store.Volume{Name: volumeKey(j.row.User, v.Name), Root: root, Bytes: tree.Bytes, Blocks: tree.Blocks, Files: tree.Files, Created: now})
 		})
 	}

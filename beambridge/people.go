@@ -158,7 +158,7 @@ func (b *Bridge) Credit(ctx context.Context, _ api.Principal, req protocol.Credi
 	}
 	var refused error
 	_, err = ask(ctx, b.engine, func(t *turn) (struct{}, error) {
-		t.first = append(t.first, func(tx *store.Tx) error {
+		t.also(func(tx *store.Tx) error {
 			_, err := tx.LedgerPost(x)
 			if errors.Is(err, store.ErrConflict) { // it comes before anything is written: the others go on
 				refused = &protocol.APIError{

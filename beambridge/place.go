@@ -293,6 +293,8 @@ func (b *Bridge) join(s *placing, plan cluster.Plan, a answer, c *cluster.Candid
 			b.log.Warn("an offer's price cannot be paid", "peer", m.Node, "err", err)
 			return
 		}
+		t.lazily = true // a membership may be lost in a crash: the node is asked again
+		defer func() { t.lazily = false }()
 		l := j.line(m.Node)
 		l.ask, l.rate = m.Ask, rate
 		j.tracker.Replicate(max(plan.Copies, 1), max(plan.Explore, 0))

@@ -395,6 +395,10 @@ func (e *engine) resume() {
 				e.bridge.reads.admit(j, id)
 			}
 		}
+		if j.over != "" && j.row.Result.Defined() {
+			root := j.row.Result
+			e.bridge.spawn(func() { e.bridge.hold(root) })
+		}
 		if j.over != "" && !j.row.Result.Defined() {
 			j.merging = true
 			if !e.bridge.spawn(func() { e.bridge.merge(e.bridge.ctx(), j.id(), j) }) {

@@ -31,7 +31,8 @@ type handing struct {
 // handed is one result on its way to its verdict.
 type handed struct {
 	noun    protocol.Result
-	missing error // why its outputs are not here
+	missing error   // why its outputs are not here
+	alone   cid.Cid // the directory of the one input that has written something, in the first chunk of a job
 	verdict pb.Verdict
 	text    string
 }
@@ -92,6 +93,13 @@ func (b *Bridge) bring(ctx context.Context, h *handing, req *pb.ResultRequest) e
 			at, roots = append(at, i), append(roots, x.Root)
 		}
 	}
+	defer func() {
+		for i := range h.results {
+			if r := &h.results[i]; r.noun.Chunk.First == 0 && r.missing == nil && r.noun.Outcome.Reason == protocol.ReasonDone {
+				r.alone = b.alone(ctx, r.noun.Root)
+			}
+		}
+	}()
 	if len(roots) == 0 && len(req.GetBlocks()) == 0 {
 		return nil
 	}
@@ -170,6 +178,9 @@ func (t *turn) handInOne(h *handing, r *handed) {
 	}
 	if x.Outcome.Reason == protocol.ReasonDone {
 		end.Digest = x.Root.String()
+		if x.Chunk.First == 0 && x.Chunk.End == j.row.Inputs {
+			j.early, j.earlyOf = r.alone, x.Root
+		}
 	}
 	verdict, fx := j.tracker.Result(end, t.now)
 	t.apply(j, fx)
@@ -190,6 +201,7 @@ func (t *turn) report(a *attempt, h *handing, x *protocol.Result) {
 	a.row.RunUS, a.row.CPUMS, a.row.BlocksFetched = x.Outcome.Run.Microseconds(), x.Outcome.CPU.Milliseconds(), x.BlocksFetched
 	a.root, a.sign = x.Root, h.hash[:]
 	if text, ok := h.tails[a.row.ID]; ok {
+		t.must = true
 		t.tails = append(t.tails, store.LogTail{Job: a.row.Job, First: a.row.First, Lease: a.row.ID, Node: h.from, Text: text, At: t.now})
 	}
 }

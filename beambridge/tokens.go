@@ -64,7 +64,7 @@ func (b *Bridge) NewToken(ctx context.Context, user string) (string, error) {
 	}
 	text, row := freshToken(user, "whoever runs the bridge", []api.Scope{api.ScopeAdmin}, b.cfg.Clock())
 	_, err := ask(ctx, b.engine, func(t *turn) (struct{}, error) {
-		t.first = append(t.first, func(tx *store.Tx) error { return tx.PutToken(row) })
+		t.also(func(tx *store.Tx) error { return tx.PutToken(row) })
 		return struct{}{}, nil
 	})
 	return text, err
@@ -134,7 +134,7 @@ func (b *Bridge) takeToken(ctx context.Context, text string, hash [32]byte) (row
 	}
 	row = store.Token{Hash: hash, User: t.User, Name: t.Name, Scopes: t.Scopes, Created: t.Created}
 	_, err = ask(ctx, b.engine, func(t *turn) (struct{}, error) {
-		t.first = append(t.first, func(tx *store.Tx) error { return tx.PutToken(row) })
+		t.also(func(tx *store.Tx) error { return tx.PutToken(row) })
 		return struct{}{}, nil
 	})
 	if err != nil {
@@ -161,7 +161,7 @@ func (b *Bridge) RevokeToken(ctx context.Context, hash [32]byte) error {
 		return err
 	}
 	_, err := ask(ctx, b.engine, func(t *turn) (struct{}, error) {
-		t.first = append(t.first, func(tx *store.Tx) error { return tx.RevokeToken(hash, t.now) })
+		t.also(func(tx *store.Tx) error { return tx.RevokeToken(hash, t.now) })
 		return struct{}{}, nil
 	})
 	return err

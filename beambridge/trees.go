@@ -56,7 +56,7 @@ func (b *Bridge) PutVolume(ctx context.Context, who api.Principal, name string, 
 	}
 	row := store.Volume{Name: volumeKey(who.User, name), Root: t.Root, Bytes: t.Bytes, Blocks: t.Blocks, Files: t.Files, Created: b.cfg.Clock()}
 	_, err = ask(ctx, b.engine, func(t *turn) (struct{}, error) {
-		t.first = append(t.first, func(tx *store.Tx) error { return tx.PutVolume(row) })
+		t.also(func(tx *store.Tx) error { return tx.PutVolume(row) })
 		return struct{}{}, nil
 	})
 	return volumeInfo(name, row), err
