@@ -3,6 +3,8 @@ package node
 import (
 	"testing"
 	"time"
+
+	"github.com/gridbeam/gridbeam/protocol"
 )
 
 func TestASlotHasInHandWhatIsOverInATenthOfASecond(t *testing.T) {
@@ -26,5 +28,24 @@ func TestASlotHasInHandWhatIsOverInATenthOfASecond(t *testing.T) {
 	}
 	if got := m.ahead(); got != 2 {
 		t.Errorf("%d leases a slot although chunks have become long, want 2", got)
+	}
+}
+
+func TestAResultClaimsAlsoWhenTheLastGrantWasShort(t *testing.T) {
+	now := time.Unix(1000, 0)
+	b := newBook("self", 2, func() time.Time { return now }, testLog())
+	br := &bridge{}
+	m := &member{memberFacts: memberFacts{terms: protocol.JobTerms{Job: protocol.NewJobID()}, slots: 2}, bridge: br, claim: true, retry: now.Add(time.Second)}
+	other := &member{memberFacts: memberFacts{terms: protocol.JobTerms{Job: protocol.NewJobID()}, slots: 2}, bridge: br, claim: true, retry: now.Add(time.Second)}
+	b.members[m.terms.Job], b.members[other.terms.Job] = m, other
+	if got, _ := b.claims(br, nil, now); len(got) != 0 {
+		t.Errorf("claims %v before it is time to ask again", got)
+	}
+	got, of := b.claims(br, []*lease{{member: m}}, now)
+	if len(got) != 1 || of[0] != m || got[0].GetSlots() != 4 {
+		t.Errorf("with a result it claims %v, want 4 of its job alone", got)
+	}
+	if got, _ := b.claims(br, nil, now.Add(time.Second)); len(got) == 0 {
+		t.Error("nothing is claimed when it is time to ask again")
 	}
 }

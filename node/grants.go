@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/gridbeam/gridbeam/node/internal/machine"
@@ -41,8 +42,9 @@ func (b *book) paced(m *member, took time.Duration) {
 }
 
 // claims lists what the node would take from a bridge now, as many leases as a slot has in hand, for each job and
-// in all; b.mu is held.
-func (b *book) claims(br *bridge, now time.Time) (out []*pb.ClaimRequest, members []*member) {
+// in all; b.mu is held. It asks where something was announced, where it is time to ask again, and together with each
+// result: who was given less than it asked for, because the rest was for others, has room again.
+func (b *book) claims(br *bridge, results []*lease, now time.Time) (out []*pb.ClaimRequest, members []*member) {
 	if !b.assignable() {
 		return nil, nil
 	}
@@ -51,7 +53,7 @@ func (b *book) claims(br *bridge, now time.Time) (out []*pb.ClaimRequest, member
 		if m.bridge != br || m.left || !m.claim {
 			continue
 		}
-		if !m.ready && (m.retry.IsZero() || now.Before(m.retry)) {
+		if !m.ready && (m.retry.IsZero() || now.Before(m.retry)) && !slices.ContainsFunc(results, func(l *lease) bool { return l.member == m }) {
 			continue
 		}
 		n := min(m.ahead()*m.slots-m.held, m.ahead()*(b.slots-b.lost)-inHand)

@@ -118,7 +118,7 @@ func (l *link) gather() *parcel {
 		return p
 	}
 	l.pack(p, now)
-	p.claims, p.members = b.claims(l.bridge, now)
+	p.claims, p.members = b.claims(l.bridge, p.leases, now)
 	for _, m := range p.members { // whatever is announced from here on makes it ready again
 		m.ready = false
 	}
