@@ -54,8 +54,12 @@ type Bridge struct {
 	engine  *engine
 	reads   *readers
 	news    chan struct{} // capacity 1: the directory has heard something
-	notices chan notice
-	apiAddr atomic.Pointer[string]
+	gossip  *gossip
+	guests  chan protocol.PeerID // peers that have just connected; more than fit are heard by their heartbeats
+	// partners are the nodes that have a link: what others hand in is not even looked at.
+	partners sync.Map
+	notices  chan notice
+	apiAddr  atomic.Pointer[string]
 
 	mu      sync.Mutex
 	ending  bool
@@ -73,6 +77,7 @@ func New(cfg Config, log *slog.Logger) (*Bridge, error) {
 	}
 	return &Bridge{
 		cfg: cfg, log: log, operators: ops, up: make(chan struct{}), reads: newReaders(), news: make(chan struct{}, 1), notices: make(chan notice, notices),
+		guests: make(chan protocol.PeerID, 256),
 	}, nil
 }
 
@@ -213,7 +218,8 @@ func (b *Bridge) assemble(ctx context.Context) error {
 	}
 	cfg := dht.DefaultConfig()
 	cfg.Mode, cfg.Loopback, cfg.Shards, cfg.Index, cfg.K = dht.ModeServer, b.cfg.Local, dht.AllShards(), true, b.cfg.Buckets
-	if b.dir, err = dht.New(cfg, b.host.Host(), newGossip(b.host, b.stirred), b.cfg.Clock, newRand(), b.log); err != nil {
+	b.gossip = newGossip(b.host, b.stirred)
+	if b.dir, err = dht.New(cfg, b.host.Host(), b.gossip, b.cfg.Clock, newRand(), b.log); err != nil {
 		return err
 	}
 	judge, err := reputation.NewBook(reputation.DefaultConfig())
@@ -302,6 +308,7 @@ func (b *Bridge) serveAll(ctx context.Context, stop func(), made bool) error {
 	g.Go(func() error { return b.net.Run(gctx) })
 	g.Go(func() error { return b.dir.Run(gctx) })
 	g.Go(func() error { return b.watch(gctx) })
+	g.Go(func() error { return b.greet(gctx) })
 	g.Go(func() error { return b.crier(gctx) })
 	g.Go(func() error { return b.announceSelf(gctx) })
 	if err = b.serve(); err == nil {
@@ -329,7 +336,7 @@ func (b *Bridge) serveAll(ctx context.Context, stop func(), made bool) error {
 	b.ending = true
 	b.mu.Unlock()
 	halt()
-	err = errors.Join(err, g.Wait())
+	err = errors.Join(err, g.Wait(), b.gossip.close())
 	stop()
 	b.workers.Wait()
 	endEngine()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/gridbeam/gridbeam/dht"
@@ -111,6 +112,67 @@ func (g *gossip) Subscribe(ctx context.Context, topic string, take func(peer.ID,
 		}
 	}
 }
+
+// hear gives a heartbeat that came some other way to whoever listens to its topic.
+func (g *gossip) hear(author peer.ID, beat []byte) {
+	g.mu.Lock()
+	var s *shard
+	for _, x := range g.shard { // the directory takes beats of any shard alike
+		s = x
+		break
+	}
+	g.mu.Unlock()
+	if s != nil {
+		s.judge(p2p.Received[[]byte]{Author: author, Via: author, Data: beat}, g.news)
+	}
+}
+
+// greet asks a peer that has just connected what it is, instead of waiting for its next heartbeat: after a
+// restart the directory is empty, and a node that joins has beaten before anybody heard it.
+func (b *Bridge) greet(ctx context.Context) error {
+	n := &network.NotifyBundle{ConnectedF: func(_ network.Network, c network.Conn) {
+		select {
+		case b.guests <- c.RemotePeer():
+		default: // its heartbeat comes
+		}
+	}}
+	b.host.Host().Network().Notify(n)
+	defer b.host.Host().Network().StopNotify(n)
+	for {
+		var id protocol.PeerID
+		select {
+		case <-ctx.Done():
+			return nil
+		case id = <-b.guests:
+		}
+		b.spawn(func() { b.meet(ctx, id) })
+	}
+}
+
+// meet learns a connected peer's record and heartbeat from itself.
+func (b *Bridge) meet(ctx context.Context, id protocol.PeerID) {
+	ctx, stop := context.WithTimeout(ctx, meetFor)
+	defer stop()
+	for try := 0; try < meetTries; try++ { // it may not have made its record yet
+		c, err := b.dir.Get(ctx, id)
+		if err == nil && len(c.Beat) > 0 {
+			b.gossip.hear(id, c.Beat)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(meetPause):
+		}
+	}
+}
+
+const (
+	// meetFor, meetTries and meetPause bound how long a peer is asked what it is.
+	meetFor   = 10 * time.Second
+	meetTries = 4
+	meetPause = 500 * time.Millisecond
+)
 
 // close leaves all topics.
 func (g *gossip) close() error {

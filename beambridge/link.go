@@ -60,6 +60,7 @@ func (e *engine) linkTo(n *node) {
 	ctx, cancel := context.WithCancel(e.bridge.ctx())
 	l := &link{peer: n.id, out: make(chan *pb.LeaseSet, 1), again: make(chan struct{}, 1), cancel: cancel}
 	n.link = l
+	e.bridge.partners.Store(n.id, struct{}{})
 	if !e.bridge.spawn(func() { e.keep(ctx, l) }) {
 		cancel()
 	}
@@ -70,6 +71,7 @@ func (e *engine) unlink(n *node) {
 	if n.link != nil {
 		n.link.cancel()
 		n.link, n.up = nil, false
+		e.bridge.partners.Delete(n.id)
 	}
 }
 
@@ -187,6 +189,13 @@ func (t *turn) linkUp(l *link) {
 	n.alive(t.now)
 	n.heard = t.now
 	t.push[l.peer] = struct{}{}
+	for _, j := range t.e.jobs { // whoever was silent for too long, or has restarted, is asked again
+		if m := j.members[l.peer]; n.ready && j.over == "" && (m == nil || m.State != memberIs) {
+			delete(j.refused, l.peer)
+			t.e.fleet++
+			t.e.replace(j, t.now)
+		}
+	}
 }
 
 // linkDown notes that a node is out of reach for now. Its leases lapse by their own clock; those that were

@@ -338,6 +338,8 @@ func (b *Bridge) declined(s *placing, a answer) {
 // placed tells the engine how a placement went.
 func (b *Bridge) placed(s *placing, o outcome) {
 	_ = b.engine.post(b.ctx(), func(t *turn) {
+		t.lazily = true // an explanation may be lost in a crash: the job is placed again
+		defer func() { t.lazily = false }()
 		j := s.job
 		j.placing = false
 		if t.e.jobs[s.id] != j || j.over != "" {

@@ -355,7 +355,8 @@ func (e *engine) rememberReceipt(book *metering.Book, r store.Receipt) error {
 	}
 	book.Remember(&noun, hash, sign.Records)
 	for i := range noun.Records {
-		if a := e.attempts[noun.Records[i].Lease]; a != nil && !a.final && i < len(sign.Records) {
+		u := &noun.Records[i]
+		if a := e.attempts[u.Lease]; a != nil && !a.final && i < len(sign.Records) && u.State == protocol.UsageWorking { // preparing is not billed
 			a.unbilled += sign.Records[i].GPUMS
 		}
 	}

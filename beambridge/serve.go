@@ -177,6 +177,9 @@ func (b *Bridge) grants(to protocol.PeerID, c *claim, left *int) ([]byte, error)
 
 // results takes what a node hands in: outputs first, then everything in one event of the engine.
 func (b *Bridge) results(ctx context.Context, from peer.ID, req *pb.ResultRequest) (*pb.ResultReply, error) {
+	if err := b.partner(from); err != nil {
+		return nil, err
+	}
 	h, err := b.unpack(ctx, from, req)
 	if err != nil {
 		return nil, err
@@ -196,6 +199,9 @@ func (b *Bridge) results(ctx context.Context, from peer.ID, req *pb.ResultReques
 
 // idle takes receipts of idle and running time, and tells where the node's chain stands.
 func (b *Bridge) idle(ctx context.Context, from peer.ID, req *pb.ReceiptRequest) (*pb.ReceiptReply, error) {
+	if err := b.partner(from); err != nil {
+		return nil, err
+	}
 	var r *receipt
 	if len(req.GetReceipt()) > 0 {
 		var err error
@@ -225,6 +231,15 @@ func (b *Bridge) idle(ctx context.Context, from peer.ID, req *pb.ReceiptRequest)
 		return nil, notNow(err)
 	}
 	return reply, nil
+}
+
+// partner refuses who has no link to this bridge: strangers must not fill its disk. A node that has just come
+// back is met within seconds and tries again.
+func (b *Bridge) partner(id protocol.PeerID) error {
+	if _, ok := b.partners.Load(id); !ok {
+		return p2p.Errorf(p2p.CodeBusy, "this bridge does not know this node yet; try again")
+	}
+	return nil
 }
 
 // openReceipt verifies a receipt of the peer that hands it in.
