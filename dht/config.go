@@ -50,7 +50,8 @@ type Config struct {
 	FetchTimeout time.Duration
 	// PutTimeout bounds one PUT_VALUE or ADD_PROVIDER. Default 10 s.
 	PutTimeout time.Duration
-	// BeatGap is the least time between two heartbeats of one node that are forwarded. Default 2 s.
+	// BeatGap is the least mean time between heartbeats of one node that are forwarded; four may come at once.
+	// Default 2 s.
 	BeatGap time.Duration
 	// QueryTimeout bounds one exchange on a query stream. Default 10 s.
 	QueryTimeout time.Duration

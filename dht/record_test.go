@@ -200,3 +200,32 @@ func FuzzOpenBeat(f *testing.F) {
 		}
 	})
 }
+
+func TestABurstOfHeartbeatsIsTakenAndAFloodIsNot(t *testing.T) {
+	x := newReplica(10)
+	now := time.Unix(1_800_000_000, 0)
+	seq := uint64(0)
+	take := func() bool {
+		seq++
+		fate := x.putBeat(&beat{peer: "a node", av: &pb.Availability{Seq: seq, PeriodS: 30}}, 2*time.Second, now)
+		return fate != beatEarly
+	}
+	for i := range 4 {
+		if !take() {
+			t.Fatalf("heartbeat %d of a burst was ignored: a node that stops and starts again would be taken for gone", i+1)
+		}
+	}
+	if take() {
+		t.Fatal("a fifth heartbeat in one moment was taken")
+	}
+	taken := 0
+	for range 1000 { // 100 s of ten heartbeats a second
+		now = now.Add(100 * time.Millisecond)
+		if take() {
+			taken++
+		}
+	}
+	if taken < 49 || taken > 51 {
+		t.Fatalf("of a flood of 100 s %d heartbeats were taken, want one in 2 s", taken)
+	}
+}

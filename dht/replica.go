@@ -23,7 +23,7 @@ type replica struct {
 // seqs are the highest sequence numbers that were seen of a peer.
 type seqs struct {
 	record, beat uint64
-	lastBeat     time.Time // when the last heartbeat was taken
+	due          time.Time // when its heartbeats, evenly spread, would be used up
 	at           time.Time
 }
 
@@ -94,6 +94,9 @@ const (
 	beatNews                  // held, and it speaks of a record that is not
 )
 
+// beatBurst is how many heartbeats of a node may come at once, as long as on average there is a gap between them.
+const beatBurst = 4
+
 // putBeat takes a verified heartbeat unless a newer one is known.
 func (x *replica) putBeat(b *beat, gap time.Duration, now time.Time) beatFate {
 	x.mu.Lock()
@@ -102,7 +105,8 @@ func (x *replica) putBeat(b *beat, gap time.Duration, now time.Time) beatFate {
 	if b.av.GetSeq() <= s.beat {
 		return beatOld
 	}
-	if !s.lastBeat.IsZero() && now.Sub(s.lastBeat) < gap {
+	// A burst is let through: a node that goes and comes back within a gap must not be taken for gone.
+	if s.due.Sub(now) > (beatBurst-1)*gap {
 		return beatEarly
 	}
 	e := x.entries[b.peer]
@@ -112,7 +116,10 @@ func (x *replica) putBeat(b *beat, gap time.Duration, now time.Time) beatFate {
 		}
 		e = newEntry(b.peer, nil, nil, time.Time{})
 	}
-	s.beat, s.lastBeat, s.at = b.av.GetSeq(), now, now
+	if s.due.Before(now) {
+		s.due = now
+	}
+	s.beat, s.due, s.at = b.av.GetSeq(), s.due.Add(gap), now
 	x.seen[b.peer] = s
 	n := e.withBeat(b, now)
 	x.entries[b.peer] = n
