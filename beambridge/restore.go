@@ -183,7 +183,7 @@ func (e *engine) loadTracker(tx *store.Tx, j *job, now time.Time) error {
 				return
 			}
 			if !yield(cluster.ChunkRow{
-				First: c.First, End: c.End, State: cluster.ChunkState(c.State), Fence: c.Fence, Want: c.Want, Winner: c.Winner, Reason: reasonOf(c.Reason), Text: c.Text,
+				First: c.First, End: c.End, State: cluster.ChunkState(c.State), Fence: c.Fence, Want: c.Want, Winner: c.Winner, Reason: c.Reason, Text: c.Text,
 			}) {
 				return
 			}
@@ -226,7 +226,7 @@ func (e *engine) leaseRows(tx *store.Tx, j *job, broken *error) iter.Seq[cluster
 				e.ended = append(e.ended, a)
 			}
 			if !yield(cluster.LeaseRow{
-				ID: l.ID, First: l.First, End: l.End, Fence: l.Fence, Copy: l.Copy, SetSeq: l.SetSeq, State: state, Reason: reasonOf(l.Reason), Exit: l.Exit,
+				ID: l.ID, First: l.First, End: l.End, Fence: l.Fence, Copy: l.Copy, SetSeq: l.SetSeq, State: state, Reason: l.Reason, Exit: l.Exit,
 				Digest: l.Digest, Text: l.Text,
 				Worker: cluster.Worker{Peer: l.Node, Group: l.Group, Site: l.Site, Wallet: l.Wallet, Slots: l.Slots, Probation: l.Probation},
 			}) {

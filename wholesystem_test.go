@@ -1,0 +1,5 @@
+//go:build system
+
+package gridbeam_test
+
+func init() { wholeSeeds = 50 }
