@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
+	"strings"
 	"time"
 
 	"github.com/gridbeam/gridbeam/protocol"
@@ -95,12 +95,9 @@ func (l *latency) prove(ctx context.Context) error {
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 func list(v []float64) string {
-	s := ""
+	texts := make([]string, len(v))
 	for i, x := range v {
-		if i > 0 {
-			s += ", "
-		}
-		s += number(x)
+		texts[i] = number(x)
 	}
-	return fmt.Sprintf("(%s)", s)
+	return "(" + strings.Join(texts, ", ") + ")"
 }

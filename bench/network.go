@@ -250,13 +250,14 @@ func whole(s *protocol.JobStatus, inputs int) error {
 // proveOutputs fetches what a job wrote and compares every output with the hash of its input.
 func (g *grid) proveOutputs(ctx context.Context, id protocol.JobID, inputs []string) error {
 	r, w := io.Pipe()
-	done := make(chan error, 1)
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		_, err := g.client.ResultsTar(ctx, id, w)
-		done <- w.CloseWithError(err)
+		_ = w.CloseWithError(err) // never fails
 	}()
 	err := compare(r, inputs)
-	_ = r.CloseWithError(errors.Join(err, io.EOF))
+	_ = r.Close() // ends the sender, if it has more; never fails
 	<-done
 	if err != nil {
 		return fmt.Errorf("outputs of %s: %w", id, err)

@@ -41,8 +41,12 @@ func TestTargetsAreMetFromTheRightSide(t *testing.T) {
 		value float64
 		met   bool
 	}{
-		{"dispatch.p50_ms", 5, true}, {"dispatch.p50_ms", 5.01, false}, {"dispatch.chunks_per_s", 5000, true}, {"dispatch.chunks_per_s", 4999, false},
-		{"dispatch.go_wasm_ratio", 0.59, false}, {"dispatch.p50_ms", math.NaN(), false},
+		{"dispatch.p50_ms", 5, true},
+		{"dispatch.p50_ms", 5.01, false},
+		{"dispatch.chunks_per_s", 5000, true},
+		{"dispatch.chunks_per_s", 4999, false},
+		{"dispatch.go_wasm_ratio", 0.59, false},
+		{"dispatch.p50_ms", math.NaN(), false},
 	} {
 		if got := measured(c.name, c.value, 0, "").Met; got != c.met {
 			t.Errorf("%s of %g: met is %v", c.name, c.value, got)
