@@ -108,7 +108,7 @@ func (l *line) due(now time.Time) bool {
 
 // charge posts the growth of the lines that this turn has touched. A job whose money is used up ends at once.
 func (t *turn) charge() error {
-	for round := 0; round < 2; round++ { // ending a job for its budget may touch lines again
+	for range 2 { // ending a job for its budget may touch lines again
 		broke := map[*job]bool{}
 		for l := range t.lines {
 			if !l.due(t.now) {
@@ -294,7 +294,7 @@ func (t *turn) exhausted(j *job) {
 	if j.row.MaxSpend > 0 && j.row.Reserved >= j.row.MaxSpend {
 		what = "policy.max_spend $" + protocol.Money(j.row.MaxSpend).String()
 	}
-	fx, err := j.tracker.Cancel(cluster.JobFail, reasonOf(protocol.ReasonBudgetExhausted), "the job used up "+what+"; raise it, or post credit with `gridbeam settlement credit`, and submit again")
+	fx, err := j.tracker.Cancel(cluster.JobFail, protocol.ReasonBudgetExhausted, "the job used up "+what+"; raise it, or post credit with `gridbeam settlement credit`, and submit again")
 	if err != nil {
 		return // it has ended meanwhile
 	}

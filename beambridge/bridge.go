@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -59,7 +58,6 @@ type Bridge struct {
 	// partners are the nodes that have a link: what others hand in is not even looked at.
 	partners sync.Map
 	notices  chan notice
-	apiAddr  atomic.Pointer[string]
 
 	mu      sync.Mutex
 	ending  bool
@@ -94,11 +92,7 @@ func (b *Bridge) spawn(f func()) bool {
 	if b.ending {
 		return false
 	}
-	b.workers.Add(1)
-	go func() {
-		defer b.workers.Done()
-		f()
-	}()
+	b.workers.Go(f)
 	return true
 }
 
@@ -250,7 +244,7 @@ func (b *Bridge) releaseOld(ctx context.Context) error {
 	return b.store.Update(ctx, func(tx *store.Tx) error {
 		for _, state := range ended {
 			before := time.Time{}
-			for page := 0; page < 20; page++ {
+			for range 20 { // pages
 				list, err := tx.ListJobs(store.JobFilter{State: state, Before: before, Limit: 1000})
 				if err != nil {
 					return err
@@ -292,7 +286,7 @@ func releaseStored(tx *store.Tx, id protocol.JobID, now time.Time) error {
 // serveAll runs everything until ctx is done, then takes it down from the outside in: the API first, then what
 // talks to nodes, the engine last, so that whatever it was told is still committed.
 func (b *Bridge) serveAll(ctx context.Context, stop func(), made bool) error {
-	ln, err := b.listenAPI()
+	ln, err := b.listenAPI(ctx)
 	if err != nil {
 		return err
 	}
@@ -303,7 +297,12 @@ func (b *Bridge) serveAll(ctx context.Context, stop func(), made bool) error {
 	defer endEngine()
 	go func() { engineEnd <- b.engine.run(engineCtx) }()
 
-	restored := len(b.engine.jobs)
+	restored := 0
+	for _, j := range b.engine.jobs {
+		if j.over == "" {
+			restored++
+		}
+	}
 	g, gctx := errgroup.WithContext(inner)
 	g.Go(func() error { return b.net.Run(gctx) })
 	g.Go(func() error { return b.dir.Run(gctx) })
@@ -346,7 +345,7 @@ func (b *Bridge) serveAll(ctx context.Context, stop func(), made bool) error {
 func (b *Bridge) ready(made bool, ln net.Listener, restored int) {
 	addrs := b.host.Addrs()
 	s := Started{
-		PeerID: b.self, Addrs: addrs, Invitation: invitation(b.network, addrs), NetworkFile: b.cfg.Network, NetworkMade: made, Restored: restored,
+		PeerID: b.self, Addrs: addrs, Invitation: invitation(b.network, addrs, b.cfg.Local), NetworkFile: b.cfg.Network, NetworkMade: made, Restored: restored,
 	}
 	if ln != nil {
 		s.API = ln.Addr().String()
@@ -370,11 +369,11 @@ func (b *Bridge) announceSelf(ctx context.Context) error {
 // origin is where nodes get module, volumes and inputs: this bridge.
 func (b *Bridge) origin() peer.AddrInfo { return b.host.AddrInfo() }
 
-func (b *Bridge) listenAPI() (net.Listener, error) {
+func (b *Bridge) listenAPI(ctx context.Context) (net.Listener, error) {
 	if b.cfg.APIListen == "" {
 		return nil, nil
 	}
-	ln, err := net.Listen("tcp", b.cfg.APIListen)
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", b.cfg.APIListen)
 	if err != nil {
 		return nil, fmt.Errorf("%w: the API cannot listen on %s: %w; another bridge may be running, or give another address", p2p.ErrListen, b.cfg.APIListen, err)
 	}

@@ -698,7 +698,7 @@ func TestFailedCommitIsUndoneAndTheJobGoesOn(t *testing.T) {
 			failed := errors.New("the disk is full")
 			if _, err := ask(context.Background(), e, func(tn *turn) (struct{}, error) {
 				for _, j := range tn.e.jobs { // whatever the turn has done besides is undone with it
-					fx, err := j.tracker.Cancel(cluster.JobCancel, reasonOf(protocol.ReasonCancelled), "in vain")
+					fx, err := j.tracker.Cancel(cluster.JobCancel, protocol.ReasonCancelled, "in vain")
 					if err == nil {
 						tn.apply(j, fx)
 					}

@@ -153,7 +153,7 @@ func (b *Bridge) greet(ctx context.Context) error {
 func (b *Bridge) meet(ctx context.Context, id protocol.PeerID) {
 	ctx, stop := context.WithTimeout(ctx, meetFor)
 	defer stop()
-	for try := 0; try < meetTries; try++ { // it may not have made its record yet
+	for range meetTries { // it may not have made its record yet
 		c, err := b.dir.Get(ctx, id)
 		if err == nil && len(c.Beat) > 0 {
 			b.gossip.hear(id, c.Beat)

@@ -20,6 +20,10 @@ const (
 	memberWas = "left"
 	// lingering is how long an ended job is kept in memory: nodes hand in results for 10 minutes.
 	lingering = 10 * time.Minute
+	// mostEnded bounds the ended jobs in memory, ownAttempts the attempts that a job itself remembers: a bridge of
+	// many short jobs must not keep each of them for as long as a few long ones.
+	mostEnded   = 2000
+	ownAttempts = 64
 	// lateReceipts is how long an ended job's reservation waits for the receipts of what ran to the end.
 	lateReceipts = 15 * time.Second
 )
@@ -50,7 +54,8 @@ type job struct {
 	deadline time.Time
 	lonely   time.Time // since when no member was heard of; zero while there is one
 
-	leases   uint64 // attempts in all
+	leases   uint64     // attempts in all
+	own      []*attempt // the first of them, to be forgotten with the job
 	retried  map[uint64]protocol.RetriedChunk
 	over     cluster.JobState // final state of the tracker, before its results are merged
 	merging  bool
@@ -212,6 +217,9 @@ func (t *turn) lease(j *job, r *cluster.LeaseRow) {
 	if a == nil {
 		a = &attempt{job: j, chunk: protocol.NewChunkID(j.id(), r.First, r.End), row: store.Lease{Granted: t.now}}
 		t.e.attempts[r.ID] = a
+		if len(j.own) < ownAttempts {
+			j.own = append(j.own, a)
+		}
 		j.leases++
 		if j.row.Started.IsZero() {
 			j.row.Started = t.now
@@ -225,7 +233,7 @@ func (t *turn) lease(j *job, r *cluster.LeaseRow) {
 	w := r.Worker
 	a.row.ID, a.row.Job, a.row.First, a.row.End, a.row.Fence, a.row.Copy = r.ID, j.id(), r.First, r.End, r.Fence, r.Copy
 	a.row.Node, a.row.Group, a.row.Site, a.row.Wallet, a.row.Slots, a.row.Probation = w.Peer, w.Group, w.Site, w.Wallet, w.Slots, w.Probation
-	a.row.SetSeq, a.row.State, a.row.Reason, a.row.Exit, a.row.Digest, a.row.Text = r.SetSeq, string(r.State), protocol.Reason(r.Reason), r.Exit, r.Digest, r.Text
+	a.row.SetSeq, a.row.State, a.row.Reason, a.row.Exit, a.row.Digest, a.row.Text = r.SetSeq, string(r.State), r.Reason, r.Exit, r.Digest, r.Text
 	if !r.State.Live() && a.row.Ended.IsZero() {
 		a.row.Ended = t.now
 		t.e.ended = append(t.e.ended, a)
@@ -252,7 +260,7 @@ func (t *turn) retake(j *job, r *cluster.LeaseRow) {
 func (t *turn) chunk(j *job, c *cluster.ChunkRow) {
 	t.must = true
 	t.chunks[chunkKey{j.id(), c.First}] = store.Chunk{
-		Job: j.id(), First: c.First, End: c.End, State: string(c.State), Fence: c.Fence, Want: c.Want, Winner: c.Winner, Reason: protocol.Reason(c.Reason), Text: c.Text,
+		Job: j.id(), First: c.First, End: c.End, State: string(c.State), Fence: c.Fence, Want: c.Want, Winner: c.Winner, Reason: c.Reason, Text: c.Text,
 	}
 	if c.State != cluster.ChunkDone {
 		return
@@ -274,7 +282,7 @@ func (t *turn) chunk(j *job, c *cluster.ChunkRow) {
 // stop asks a node to end a lease, at once and with every set until it has.
 func (t *turn) stop(s cluster.Stop) {
 	n := t.e.node(s.Node)
-	n.stops[s.Lease] = stopping{s.Fence, protocol.Reason(s.Reason), t.now}
+	n.stops[s.Lease] = stopping{s.Fence, s.Reason, t.now}
 	t.push[s.Node] = struct{}{}
 	if a := t.e.attempts[s.Lease]; a != nil && !a.stopped && !a.told {
 		a.job.open++
@@ -298,7 +306,7 @@ func (t *turn) state(j *job, fx cluster.Effects) {
 		t.lines[l] = struct{}{} // what is owed is charged with the end
 	}
 	if fx.State != cluster.JobDone {
-		j.row.State, j.row.Reason, j.row.Text, j.row.Ended = string(fx.State), protocol.Reason(fx.Reason), endText(j, fx), t.now
+		j.row.State, j.row.Reason, j.row.Text, j.row.Ended = string(fx.State), fx.Reason, endText(j, fx), t.now
 	}
 	t.save(j)
 	for id := range j.members {
@@ -332,7 +340,7 @@ func (t *turn) isAll(j *job) bool {
 
 // endText says why a job failed or was cancelled.
 func endText(j *job, fx cluster.Effects) string {
-	r := protocol.Reason(fx.Reason)
+	r := fx.Reason
 	p := j.tracker.Progress()
 	text := fx.Text
 	if text == "" && r != protocol.ReasonNone {

@@ -24,8 +24,6 @@ type ending struct {
 	winner *attempt // nil for a chunk that failed
 }
 
-func reasonOf(r protocol.Reason) cluster.Reason { return cluster.Reason(r) }
-
 // settle judges what has ended in this turn: who caused it, who pays, what it says of the node. It runs after
 // the turn's receipts were taken up, for they say how much work was behind it.
 func (t *turn) settle() {
@@ -207,7 +205,7 @@ func (t *turn) moved(id protocol.PeerID, change reputation.Transition) {
 	}
 	for _, j := range t.e.jobsOf(id) {
 		if change.To == reputation.StateDisqualified {
-			t.apply(j, j.tracker.Drop(id, reasonOf(protocol.ReasonRevoked), "its node was disqualified"))
+			t.apply(j, j.tracker.Drop(id, protocol.ReasonRevoked, "its node was disqualified"))
 		}
 		t.leave(j, id)
 	}

@@ -16,8 +16,8 @@ import (
 
 // end begins the end of a job whose tracker has come to a final state: the nodes are told, the outputs merged.
 func (b *Bridge) end(j *job, fx cluster.Effects) {
-	b.farewell(j, protocol.Reason(fx.Reason))
-	b.log.Info("a job's chunks are over", "job", j.id(), "state", fx.State, "reason", protocol.Reason(fx.Reason))
+	b.farewell(j, fx.Reason)
+	b.log.Info("a job's chunks are over", "job", j.id(), "state", fx.State, "reason", fx.Reason)
 	f := func() { b.merge(b.ctx(), j.id(), j) }
 	if root := j.row.Result; !j.merging && root.Defined() {
 		f = func() { b.hold(root) }

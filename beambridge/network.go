@@ -184,8 +184,8 @@ func wantsAgain(err error) bool {
 }
 
 // invitation is the text by which nodes elsewhere join this network.
-func invitation(n protocol.NetworkFile, addrs []multiaddr.Multiaddr) string {
-	inv := protocol.Invitation{Network: n, Bootstrap: addrs[:min(len(addrs), inviteAddrs)]}
+func invitation(n protocol.NetworkFile, addrs []multiaddr.Multiaddr, local bool) string {
+	inv := protocol.Invitation{Network: n, Local: local, Bootstrap: addrs[:min(len(addrs), inviteAddrs)]}
 	return inv.String()
 }
 

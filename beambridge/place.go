@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/gridbeam/gridbeam/beambridge/cluster"
@@ -132,7 +133,7 @@ func (s *placing) askable(all []cluster.Candidate, now time.Time) (list []cluste
 		notes = append(notes, fmt.Sprintf("%s more said no", count(silent, "node")))
 	}
 	if idle > 0 {
-		notes = append(notes, fmt.Sprintf("%s takes no work now; gridbeam node status says why there", count(idle, "node")))
+		notes = append(notes, fmt.Sprintf("%s not ready; gridbeam node status says why there", are(idle, "node")))
 	}
 	if dear > 0 {
 		notes = append(notes, fmt.Sprintf("%s cannot be paid, since the user has no credit; post some with gridbeam settlement credit DOLLARS --ref TEXT", count(dear, "node")))
@@ -368,7 +369,7 @@ func (b *Bridge) placed(s *placing, o outcome) {
 			text = o.err.Error()
 		}
 		for _, n := range o.why.Notes {
-			text += ". " + n
+			text = strings.TrimSuffix(text, ".") + ". " + strings.TrimSuffix(n, ".")
 		}
 		if j.tracker.State() == cluster.JobSelecting {
 			if fx, err := j.tracker.Advance(cluster.JobStarved); err == nil {

@@ -291,7 +291,7 @@ func (b *Bridge) CancelJob(ctx context.Context, who api.Principal, id protocol.J
 	}
 	_, err := ask(ctx, b.engine, func(t *turn) (struct{}, error) {
 		if j := t.e.jobs[id]; j != nil && j.over == "" {
-			fx, err := j.tracker.Cancel(cluster.JobCancel, reasonOf(protocol.ReasonCancelled), "cancelled by "+who.User)
+			fx, err := j.tracker.Cancel(cluster.JobCancel, protocol.ReasonCancelled, "cancelled by "+who.User)
 			if err != nil {
 				return struct{}{}, nil // it has ended by itself
 			}

@@ -105,8 +105,7 @@ func (b *Bridge) bring(ctx context.Context, h *handing, req *pb.ResultRequest) e
 	}
 	whole, err := b.putBlocks(ctx, req.GetBlocks(), roots)
 	if err != nil {
-		var known *p2p.Error
-		if errors.As(err, &known) {
+		if _, known := errors.AsType[*p2p.Error](err); known {
 			return err
 		}
 		b.lack(h, err)
@@ -157,11 +156,10 @@ func (t *turn) handInOne(h *handing, r *handed) {
 	e, x := t.e, &r.noun
 	if r.missing != nil {
 		r.verdict, r.text = pb.Verdict_VERDICT_LATER, "its outputs could not be fetched: "+plainText(r.missing)
-		if errors.Is(r.missing, volumes.ErrCorrupt) || errors.Is(r.missing, volumes.ErrTooLarge) {
-			x.Outcome.Reason, x.Outcome.FirstCause = protocol.ReasonOutputInvalid, plainText(r.missing)
-		} else {
+		if !errors.Is(r.missing, volumes.ErrCorrupt) && !errors.Is(r.missing, volumes.ErrTooLarge) {
 			return
 		}
+		x.Outcome.Reason, x.Outcome.FirstCause = protocol.ReasonOutputInvalid, plainText(r.missing)
 	}
 	a := e.attempts[x.Lease]
 	if a != nil && a.row.Node == h.from && a.row.Fence == x.Fence && a.row.First == x.Chunk.First && a.row.End == x.Chunk.End {
@@ -173,7 +171,7 @@ func (t *turn) handInOne(h *handing, r *handed) {
 		return
 	}
 	end := cluster.End{
-		Lease: x.Lease, Node: h.from, Range: cluster.Range{First: x.Chunk.First, End: x.Chunk.End}, Fence: x.Fence, Reason: reasonOf(x.Outcome.Reason),
+		Lease: x.Lease, Node: h.from, Range: cluster.Range{First: x.Chunk.First, End: x.Chunk.End}, Fence: x.Fence, Reason: x.Outcome.Reason,
 		Exit: x.Outcome.ExitCode, Seconds: x.Outcome.Run.Seconds(), Text: x.Outcome.FirstCause,
 	}
 	if x.Outcome.Reason == protocol.ReasonDone {

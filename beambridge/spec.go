@@ -164,7 +164,7 @@ func (b *Bridge) mounts(ctx context.Context, user string, r *resolved) error {
 		})
 		switch {
 		case errors.Is(err, store.ErrNotFound):
-			return badField(at+".name", v.Name, "names no volume; make it with `gridbeam volume create %s DIR`, or see `gridbeam volume list`", v.Name)
+			return badField(at+".name", v.Name, "names no volume; make it with `gridbeam volume import %s DIR`, or see `gridbeam volume list`", v.Name)
 		case err != nil:
 			return fmt.Errorf("looking up volume %s: %w", v.Name, err)
 		}

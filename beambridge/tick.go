@@ -18,6 +18,12 @@ const (
 
 // tick looks at every clock.
 func (e *engine) tick(t *turn) {
+	e.crowd = 0
+	for _, j := range e.jobs {
+		if j.over != "" {
+			e.crowd++
+		}
+	}
 	for _, j := range e.jobs {
 		if j.over == "" {
 			t.watchJob(j)
@@ -51,7 +57,7 @@ func (t *turn) watchJob(j *job) {
 		return
 	}
 	if !j.deadline.IsZero() && !t.now.Before(j.deadline) {
-		if fx, err := j.tracker.Cancel(cluster.JobFail, reasonOf(protocol.ReasonDeadline), "policy.deadline "+j.spec.Policy.Deadline.String()+" has passed"); err == nil {
+		if fx, err := j.tracker.Cancel(cluster.JobFail, protocol.ReasonDeadline, "policy.deadline "+j.spec.Policy.Deadline.String()+" has passed"); err == nil {
 			t.apply(j, fx)
 		}
 		return
@@ -131,7 +137,8 @@ func (t *turn) afterlife(j *job) {
 	if !j.released && (j.open <= 0 || t.now.Sub(j.endedAt) > lateReceipts) {
 		t.release(j)
 	}
-	if j.released && t.now.Sub(j.endedAt) > lingering {
+	if j.released && (t.now.Sub(j.endedAt) > lingering || t.e.crowd > mostEnded) {
+		t.e.crowd--
 		t.then(func(err error) {
 			if err == nil {
 				t.e.evict(j)
@@ -147,9 +154,9 @@ func (e *engine) evict(j *job) {
 		delete(n.jobs, j)
 	}
 	e.bridge.reads.forget(j.id())
-	for id, a := range e.attempts {
-		if a.job == j {
-			delete(e.attempts, id)
+	for _, a := range j.own {
+		if !a.row.Ended.IsZero() {
+			delete(e.attempts, a.row.ID)
 		}
 	}
 	close(j.changed)

@@ -316,12 +316,14 @@ type Invitation struct {
 	Bootstrap []multiaddr.Multiaddr
 	// Expires is when it stops being accepted; zero is never.
 	Expires time.Time
+	// Local says that the network is one machine or LAN: members do not ask others whether they can be reached.
+	Local bool
 }
 
 // String returns the text that is passed on: "gridbeam:" and base64url of the message and the first 4 bytes of
 // its SHA-256, which tell a text that was cut short. Addresses after the fourth are left out.
 func (i *Invitation) String() string {
-	m := &pb.Invitation{Format: 1, Network: i.Network.raw, Expires: unixMS(i.Expires)}
+	m := &pb.Invitation{Format: 1, Network: i.Network.raw, Expires: unixMS(i.Expires), Local: i.Local}
 	for _, a := range i.Bootstrap[:min(maxInvited, len(i.Bootstrap))] {
 		m.Bootstrap = append(m.Bootstrap, a.String())
 	}
@@ -376,6 +378,7 @@ func invitation(b []byte, now time.Time) (i Invitation, err error) {
 	if len(i.Bootstrap) == 0 {
 		return Invitation{}, fmt.Errorf("%w: it names no address to join by; ask for a new one", ErrInvitation)
 	}
+	i.Local = m.GetLocal()
 	i.Expires = fromMS(m.GetExpires())
 	if err := validMS("invitation", "expires", i.Expires, false); err != nil {
 		return Invitation{}, fmt.Errorf("%w: %w", ErrInvitation, err)

@@ -1,4 +1,4 @@
-// Package api answers the bridge's own HTTP API under /gridbeam/v1: what `gridbeam job`, `volume create`,
+// Package api answers the bridge's own HTTP API under /gridbeam/v1: what `gridbeam job`, `volume import`,
 // `reputation` and `settlement` talk to, by beambridge/client.
 //
 // The flow of a request:

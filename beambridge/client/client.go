@@ -282,7 +282,7 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err // without method and URL, which say nothing more
 	}
-	return fmt.Errorf("%w: no bridge answers at %s: %w; start one with `gridbeam bridge run`, or give the address of one with --bridge", ErrNotConnected, c.cfg.URL, err)
+	return fmt.Errorf("%w: no bridge answers at %s: %w; start one with `gridbeam bridge run`, or give the address of one with --api", ErrNotConnected, c.cfg.URL, err)
 }
 
 func (c *Client) broken(ctx context.Context, err error) error {

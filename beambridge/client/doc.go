@@ -1,4 +1,4 @@
-// Package client speaks the bridge's HTTP API: what `gridbeam job`, `volume create`, `reputation` and
+// Package client speaks the bridge's HTTP API: what `gridbeam job`, `volume import`, `reputation` and
 // `settlement` are made of, and what a Go program submits jobs with.
 //
 // The flow of a job:

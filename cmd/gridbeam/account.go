@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"text/tabwriter"
 
@@ -23,6 +24,9 @@ func volumeImportCommand() *cobra.Command {
 		Use: "import NAME DIR", Short: "Import a directory as a volume of the bridge", Args: exactArgs("NAME", "DIR"),
 		Long: "Imports a directory as a volume of the bridge. Its CID is that of ipfs add --profile unixfs-v1-2025. A name that exists moves to the new content; jobs that run keep the old.",
 		RunE: func(c *cobra.Command, args []string) error {
+			if info, err := os.Stat(args[1]); err != nil || !info.IsDir() {
+				return usagef("%s is no directory that can be read", args[1])
+			}
 			return withClient(c, func(ctx context.Context, api *client.Client) error {
 				say := newProgress(c.ErrOrStderr(), out.json())
 				defer say.done()
@@ -99,7 +103,6 @@ func reputationShowCommand() *cobra.Command {
 				{"STATE", func(n *info) string { return n.State }},
 				{"STANDING", func(n *info) string { return n.Standing }},
 				{"SCORE", func(n *info) string { return strconv.FormatFloat(n.Score, 'f', 4, 64) }},
-				{"SLOTS", func(n *info) string { return strconv.Itoa(n.Slots) }},
 				{"ASK", func(n *info) string { ask := uint64(max(0, n.AskUUSD)); return priceText(&ask) }},
 			})
 		})

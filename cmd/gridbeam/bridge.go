@@ -150,7 +150,7 @@ func bridgeConfig(c *cobra.Command, f *bridgeFlags, dir string) (beambridge.Conf
 
 // announceBridge leaves what this user's other commands need, and says how others join.
 func announceBridge(ctx context.Context, c *cobra.Command, f *bridgeFlags, b *beambridge.Bridge, s beambridge.Started, config, dir string) error {
-	settings := clientSettings{API: "http://" + s.API, Local: f.local && !f.public}
+	settings := clientSettings{API: "http://" + s.API}
 	if old, err := readClient(config); err == nil && old.Token != "" && b.TokenValid(ctx, old.Token) {
 		settings.Token = old.Token
 	} else if settings.Token, err = b.NewToken(ctx, operatorUser); err != nil {

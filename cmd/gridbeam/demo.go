@@ -102,6 +102,9 @@ on the nodes, and prints the best one, who did what, what it cost and how the sc
 			if f.nodes < 1 || f.nodes > 8 {
 				return usagef("--nodes is %d, want 1..8", f.nodes)
 			}
+			if ask, err := protocol.ParseMoney(f.price); err != nil || ask < 0 {
+				return usagef("--price is %q, want dollars per slot and hour such as 0.36", f.price)
+			}
 			if f.killNode && f.nodes < 2 {
 				return usagef("--kill-node needs a second node to go on: say --nodes 2 or more")
 			}
@@ -167,11 +170,11 @@ func runDemo(c *cobra.Command, f *demoFlags) (err error) {
 	defer func() {
 		d.say.done()
 		err = errors.Join(err, d.end())
-		if err != nil {
+		if err != nil && c.Context().Err() == nil {
 			d.say.line("logs and data are kept in %s", dir)
 			return
 		}
-		err = os.RemoveAll(dir)
+		err = errors.Join(err, os.RemoveAll(dir))
 	}()
 	for _, step := range []func(context.Context) error{d.startBridge, d.importData, d.startNodes, d.runJob, d.collect} {
 		if err := step(ctx); err != nil {

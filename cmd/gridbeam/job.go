@@ -126,7 +126,11 @@ func jobSubmitCommand() *cobra.Command {
 
 // follow shows progress until the job is over, then its status; a job that is not done is an error.
 func follow(ctx context.Context, c *cobra.Command, api *client.Client, out *output, say *progress, s protocol.JobStatus) error {
-	s, err := api.Wait(ctx, s.ID, func(now protocol.JobStatus) { say.bar(now.InputsDone, now.Inputs, jobLine(&now)) })
+	id := s.ID
+	s, err := api.Wait(ctx, id, func(now protocol.JobStatus) { say.bar(now.InputsDone, now.Inputs, jobLine(&now)) })
+	if err != nil && ctx.Err() != nil {
+		return withCode(exitFailed, fmt.Errorf("stopped waiting; the job goes on: gridbeam job wait %s, or gridbeam job cancel %s", id, id))
+	}
 	if err != nil {
 		return err
 	}
@@ -182,6 +186,9 @@ func jobListCommand() *cobra.Command {
 	var out output
 	var limit int
 	c := &cobra.Command{Use: "list", Short: "List jobs, the newest first", Args: exactArgs(), RunE: func(c *cobra.Command, _ []string) error {
+		if limit < 1 {
+			return usagef("--limit is %d, want at least 1", limit)
+		}
 		return withClient(c, func(ctx context.Context, api *client.Client) error {
 			l, err := api.Jobs(ctx, client.JobQuery{Limit: limit})
 			if err != nil {
@@ -200,7 +207,7 @@ func jobVerb(use, short string, out *output, run func(ctx context.Context, c *co
 	c := &cobra.Command{Use: use + " JOB", Short: short, Args: exactArgs("JOB"), RunE: func(c *cobra.Command, args []string) error {
 		id, err := protocol.ParseJobID(args[0])
 		if err != nil {
-			return usagef("%s; see gridbeam job list", err)
+			return usagef("%q is no job; its ID has 26 letters and digits, see gridbeam job list", args[0])
 		}
 		return withClient(c, func(ctx context.Context, api *client.Client) error { return run(ctx, c, api, id) })
 	}}

@@ -27,7 +27,7 @@ func usd(micro int64) string {
 func jobLine(s *protocol.JobStatus) string {
 	parts := []string{string(s.State)}
 	if s.ChunksRunning > 0 {
-		parts = append(parts, fmt.Sprintf("%d running", s.ChunksRunning))
+		parts = append(parts, fmt.Sprintf("%d chunks given out", s.ChunksRunning))
 	}
 	if n := members(s); n == 1 {
 		parts = append(parts, "on 1 node")
@@ -35,7 +35,7 @@ func jobLine(s *protocol.JobStatus) string {
 		parts = append(parts, fmt.Sprintf("on %d nodes", n))
 	}
 	if len(s.Retried) > 0 {
-		parts = append(parts, fmt.Sprintf("%d leased again", len(s.Retried)))
+		parts = append(parts, fmt.Sprintf("%d given out again", len(s.Retried)))
 	}
 	if s.ChunksFailed > 0 {
 		parts = append(parts, fmt.Sprintf("%d failed", s.ChunksFailed))
@@ -91,7 +91,11 @@ func writeStatus(w io.Writer, s *protocol.JobStatus, now time.Time) {
 		writeJobNodes(w, s)
 	}
 	for _, r := range s.Retried {
-		p("chunk [%d,%d) was leased again under fence %d: %s on %s", r.First, r.End, r.Fence, r.Reason, shortID(r.LostNode.String()))
+		if r.Reason == "" {
+			p("inputs [%d,%d) were given out again, under fence %d, while the first lease was still good", r.First, r.End, r.Fence)
+		} else {
+			p("inputs [%d,%d) were given out again, under fence %d: %s on %s", r.First, r.End, r.Fence, r.Reason, shortID(r.LostNode.String()))
+		}
 	}
 }
 

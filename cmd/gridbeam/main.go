@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -37,6 +38,9 @@ func interruptible() (context.Context, context.CancelFunc) {
 	return ctx, cancel
 }
 
+// inner are the names of packages that begin an error: of no use to who reads it.
+var inner = regexp.MustCompile(`(?m)^(client|protocol|store|node|p2p|beambridge|volumes|dht|executor): `)
+
 // run is main with its surroundings as values; it returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := newRoot()
@@ -50,7 +54,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	code := exitCode(err)
 	if text := strings.TrimSpace(err.Error()); text != "" {
-		_, _ = fmt.Fprintln(stderr, "gridbeam: "+text)
+		_, _ = fmt.Fprintln(stderr, "gridbeam: "+inner.ReplaceAllString(text, ""))
 	}
 	return code
 }
@@ -72,6 +76,10 @@ Exit codes: 0 ok, 1 failed, 2 usage or bad input, 3 nothing matched, 4 goal miss
 		SilenceUsage:  true,
 		Args:          noCommand,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			_, err := logger(c, slog.LevelError)
+			return err
+		},
 	}
 	root.SuggestionsMinimumDistance = 2
 	root.CompletionOptions.HiddenDefaultCmd = true

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -286,13 +287,26 @@ func nodeControl(verb, short string, do func(context.Context, *node.Control, tim
 			return err
 		}
 		defer control.Close()
+		before, err := control.Status(c.Context())
+		if err != nil {
+			return notRunning(err)
+		}
+		if n := len(before.Leases); n > 0 && deadline > 0 {
+			_, _ = fmt.Fprintf(c.ErrOrStderr(), "waiting for %d chunks to end or be handed over, at most %s (--deadline)\n", n, deadline)
+		}
 		if err := do(c.Context(), control, deadline); err != nil {
 			return notRunning(err)
 		}
-		s, err := control.Status(c.Context())
-		if verb == "stop" || err != nil {
-			_, err = fmt.Fprintln(c.OutOrStdout(), "node stopped")
+		if verb == "stop" {
+			if err := awaitExit(c.Context(), before.PID); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintln(c.OutOrStdout(), "node stopped")
 			return err
+		}
+		s, err := control.Status(c.Context())
+		if err != nil {
+			return notRunning(err)
 		}
 		_, err = fmt.Fprintf(c.OutOrStdout(), "node is %s, %d chunks in hand\n", s.State, len(s.Leases))
 		return err
@@ -338,4 +352,34 @@ func writeGPUs(w io.Writer, s *node.Status) {
 	for _, p := range g.Problems {
 		_, _ = fmt.Fprintf(w, "  %+v\n", p)
 	}
+}
+
+// awaitExit waits until a daemon's process is gone and its data directory free.
+func awaitExit(ctx context.Context, pid int) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.NewTimer(30 * time.Second)
+	defer limit.Stop()
+	for {
+		if err := syscall.Kill(pid, 0); errors.Is(err, syscall.ESRCH) || zombie(pid) {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			return fmt.Errorf("the node's work has ended, but its process %d is still there after 30 s", pid)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// zombie says whether a process has ended and only its parent has not noticed.
+func zombie(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, rest, ok := strings.Cut(string(b), ") ")
+	return ok && strings.HasPrefix(rest, "Z")
 }

@@ -173,6 +173,7 @@ func joinNetworks(c *cobra.Command, f *nodeFlags, dir string, cfg *node.Config) 
 		add(n)
 	}
 	cfg.Join = append(cfg.Join, j.bootstrap...)
+	cfg.Local = j.local
 	for _, text := range lines {
 		inv, err := protocol.ParseInvitation(text, time.Time{}) // it was accepted in time
 		if err != nil {
@@ -180,6 +181,7 @@ func joinNetworks(c *cobra.Command, f *nodeFlags, dir string, cfg *node.Config) 
 		}
 		add(inv.Network)
 		cfg.Join = append(cfg.Join, inv.Bootstrap...)
+		cfg.Local = cfg.Local || inv.Local
 	}
 	if f.network != "" {
 		b, err := os.ReadFile(f.network)
@@ -199,9 +201,7 @@ func joinNetworks(c *cobra.Command, f *nodeFlags, dir string, cfg *node.Config) 
 	if inv, ok, err := knownNetwork(config); err == nil && ok && (len(cfg.Networks) == 0 || cfg.Networks[0].ID == inv.Network.ID) {
 		add(inv.Network)
 		cfg.Join = append(cfg.Join, inv.Bootstrap...)
-		if s, err := readClient(config); err == nil {
-			cfg.Local = s.Local // what the bridge on this machine is
-		}
+		cfg.Local = cfg.Local || inv.Local
 	} else if err != nil && len(cfg.Networks) == 0 {
 		return err
 	}

@@ -200,7 +200,7 @@ func connectAny(ctx context.Context, h *p2p.Host, infos []peer.AddrInfo, wait ti
 		}
 		errs = append(errs, err)
 	}
-	return withCode(exitNotConnected, fmt.Errorf("nobody answers: %w; is the node or bridge running?", errors.Join(errs...)))
+	return withCode(exitNotConnected, fmt.Errorf("nobody answers: %w; start it, or name another peer that runs with --join", errors.Join(errs...)))
 }
 
 func newNodeRow(c *dht.Candidate, now time.Time) nodeRow {
@@ -213,6 +213,9 @@ func newNodeRow(c *dht.Candidate, now time.Time) nodeRow {
 	}
 	if r.State == "" {
 		r.State = "unknown"
+	}
+	if !offersWork(rec) {
+		r.State = strings.Join(rec.GetRoles(), ",")
 	}
 	for _, s := range host.GetStorage() {
 		r.Disk += s.GetUsable()

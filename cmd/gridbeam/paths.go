@@ -79,7 +79,6 @@ func writePrivate(path string, b []byte) error {
 type clientSettings struct {
 	API   string `json:"api"`
 	Token string `json:"token"`
-	Local bool   `json:"local"` // the bridge runs for one machine or LAN
 }
 
 // readClient returns the settings that the last bridge of this user left; fs.ErrNotExist when there is none.
@@ -115,6 +114,7 @@ func knownNetwork(dir string) (protocol.Invitation, bool, error) {
 
 // join is what --join names: invitations with whom they trust, and bare addresses, which grant nothing.
 type join struct {
+	local     bool // one of the invitations is to a network of one machine or LAN
 	networks  []protocol.NetworkFile
 	bootstrap []multiaddr.Multiaddr
 }
@@ -129,6 +129,7 @@ func parseJoin(values []string, now time.Time) (join, error) {
 				return j, usagef("--join: %s", err)
 			}
 			j.networks, j.bootstrap = append(j.networks, inv.Network), append(j.bootstrap, inv.Bootstrap...)
+			j.local = j.local || inv.Local
 			continue
 		}
 		a, err := parseAddr(v)

@@ -244,6 +244,7 @@ type Invitation struct {
 	Bootstrap     []string               `protobuf:"bytes,3,rep,name=bootstrap,proto3" json:"bootstrap,omitempty"`
 	Secret        []byte                 `protobuf:"bytes,4,opt,name=secret,proto3" json:"secret,omitempty"`
 	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"`
+	Local         bool                   `protobuf:"varint,6,opt,name=local,proto3" json:"local,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -311,6 +312,13 @@ func (x *Invitation) GetExpires() int64 {
 		return x.Expires
 	}
 	return 0
+}
+
+func (x *Invitation) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
 }
 
 // Grant is one link of a capability chain (trust.md 2).
@@ -1023,14 +1031,15 @@ const file_gridbeam_v1_trust_proto_rawDesc = "" +
 	"signatures\"A\n" +
 	"\rRootSignature\x12\x12\n" +
 	"\x04root\x18\x01 \x01(\fR\x04root\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignature\"\x8e\x01\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xa4\x01\n" +
 	"\n" +
 	"Invitation\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\fR\anetwork\x12\x1c\n" +
 	"\tbootstrap\x18\x03 \x03(\tR\tbootstrap\x12\x16\n" +
 	"\x06secret\x18\x04 \x01(\fR\x06secret\x12\x18\n" +
-	"\aexpires\x18\x05 \x01(\x03R\aexpires\"\xec\x02\n" +
+	"\aexpires\x18\x05 \x01(\x03R\aexpires\x12\x14\n" +
+	"\x05local\x18\x06 \x01(\bR\x05local\"\xec\x02\n" +
 	"\x05Grant\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\fR\anetwork\x12\x16\n" +
