@@ -58,7 +58,7 @@ type engine struct {
 	fleet    uint64 // grows when the set of nodes that could work changes
 	hour     int64  // the hour whose uptime was judged last
 	pacedAt  time.Time
-	crowd    int // ended jobs in memory
+	crowd    int   // ended jobs in memory
 	carry    *turn // a turn whose rows could wait; the next one writes them
 	careful  int   // so many turns take one event each, after a commit has failed
 }

@@ -157,6 +157,7 @@ func (e *engine) evict(j *job) {
 	for _, a := range j.own {
 		if !a.row.Ended.IsZero() {
 			delete(e.attempts, a.row.ID)
+			a.job = nil // the list of ended attempts is all that still knows it
 		}
 	}
 	close(j.changed)
