@@ -123,7 +123,7 @@ func (e *engine) stream(ctx context.Context, l *link) (opened bool, err error) {
 	} else {
 		f.Reset()
 	}
-	<-reports // the reader is gone, whatever it ended with
+	_ = <-reports // the reader is gone, whatever it ended with
 	return true, err
 }
 
