@@ -345,8 +345,18 @@ func (w witness) Lease(id protocol.LeaseID) (metering.Lease, bool) {
 		return metering.Lease{}, false
 	}
 	return metering.Lease{
-		Node: a.row.Node, Job: a.row.Job, Chunk: a.chunk, Fence: a.row.Fence, Slots: 1, Granted: a.row.Granted, Ended: a.row.Ended,
+		Node: a.row.Node, Job: a.row.Job, Chunk: a.chunk, Fence: a.row.Fence, Slots: 1, Granted: a.row.Granted, Ended: a.row.Ended, Ran: a.ran(),
 	}, true
+}
+
+// ran is the longest that an attempt can have worked: what its result says, with a second for what is around the
+// run. 0 is unknown. A node that holds two leases of one slot cannot bill both for the whole time.
+func (a *attempt) ran() time.Duration {
+	if !a.told || a.row.RunUS <= 0 {
+		return 0
+	}
+	run := time.Duration(a.row.RunUS) * time.Microsecond
+	return run + run/10 + time.Second
 }
 
 // Heard implements metering.Witness.

@@ -180,7 +180,7 @@ func (b *Bridge) newHost(key crypto.PrivKey) (*p2p.Host, error) {
 	cfg.MDNS = b.cfg.MDNS
 	cfg.Version = b.cfg.Version
 	cfg.Drain = max(b.cfg.Drain, time.Millisecond) // the host wants more than none
-	cfg.Connections = 4096 // trust.md 6
+	cfg.Connections = 4096                         // trust.md 6
 	boot, err := peer.AddrInfosFromP2pAddrs(append(append([]multiaddr.Multiaddr(nil), b.cfg.Join...), b.network.Bootstrap...)...)
 	if err != nil {
 		return nil, fmt.Errorf("%w: Join or the network's bootstrap: %w", ErrConfig, err)

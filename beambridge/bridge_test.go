@@ -455,7 +455,11 @@ func TestHostileNodeGetsNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := bad.send(req)
+		var got *pb.ResultReply
+		s.await(time.Minute, "the bridge knows the stranger", func() bool {
+			got, err = bad.send(req)
+			return p2p.CodeOf(err) != p2p.CodeBusy
+		})
 		if err != nil || got.GetAcks()[0].GetVerdict() != pb.Verdict_VERDICT_REFUSED {
 			t.Errorf("a result for another's lease: %+v, %v", got, err)
 		}
@@ -769,5 +773,28 @@ func TestStrangersRunEverythingTwice(t *testing.T) {
 			t.Errorf("%d checks passed, %v", r.Checks, err)
 		}
 		s.books(id, 4)
+	})
+}
+
+// A node that adds the outputs of an input it was not given would alter what the job returns.
+func TestOutputsOfOtherInputsDoNotCount(t *testing.T) {
+	want := expected(t, 8).String()
+	onStage(t, func(s *stage) {
+		liar, honest := s.own(1), s.own(1)
+		liar.act = func(l protocol.Lease) deed {
+			return deed{after: time.Millisecond, reason: protocol.ReasonDone, files: append(outputs(l), volumes.File{Path: "77/out/77", Data: []byte("a lie")})}
+		}
+		s.enter(liar)
+		s.enter(honest)
+		id := s.submit(count1(8, 1))
+		st := s.over(id, 10*time.Minute)
+		if st.State != "done" || st.ResultCID != want {
+			t.Fatalf("with a liar the job ended as %s with %s, want %s: %s", st.State, st.ResultCID, want, st.Text)
+		}
+		for _, n := range st.Nodes {
+			if n.PeerID == liar.host.ID() && (n.Chunks > 0 || n.Failed == 0) {
+				t.Errorf("the liar has %d chunks that count and %d that do not", n.Chunks, n.Failed)
+			}
+		}
 	})
 }

@@ -166,11 +166,6 @@ func (j *job) line(node protocol.PeerID) *line {
 // left is what of the reservation is not spent.
 func (j *job) left() int64 { return max(0, j.row.Reserved-j.row.Spent) }
 
-// public is the state that others see: a job whose outputs are still being merged runs.
-func (j *job) public() protocol.JobState {
-	return protocol.JobState(j.row.State)
-}
-
 // writePlan puts the record of the selection into the row.
 func (j *job) writePlan() {
 	raw, err := json.Marshal(j.plan)

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/gridbeam/gridbeam/beambridge/api"
 	"github.com/gridbeam/gridbeam/beambridge/cluster"
@@ -27,7 +28,10 @@ func owns(who api.Principal, user string) bool { return who.User == user || who.
 func (e *engine) status(j *job) protocol.JobStatus {
 	p := j.tracker.Progress()
 	s := rowStatus(&j.row)
-	s.Seq, s.State = j.seq, j.public()
+	s.Seq = j.seq
+	if j.merging && s.State.Over() { // it is over for others when its result and note are there
+		s.State, s.Reason, s.Text, s.Ended = protocol.JobState(cluster.JobRunning), "", "", time.Time{}
+	}
 	s.ChunksDone, s.ChunksFailed, s.ChunksRunning = uint64(p.ChunksDone), uint64(p.ChunksFailed), uint64(p.Leases)
 	s.ChunksTotal, s.Cut = j.tracker.Cut()
 	s.InputsDone, s.Leases = p.InputsDone, j.leases

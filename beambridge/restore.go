@@ -295,13 +295,27 @@ func (b *Bridge) knows(m store.Member) {
 	b.host.Host().Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.RecentlyConnectedAddrTTL)
 }
 
+// slotsOf is how many slots a node can have: one for each core, or what it has offered if that is more; 0 is unknown.
+func (e *engine) slotsOf(n *node) int {
+	if n.cores == 0 {
+		return 0
+	}
+	most := n.cores
+	for _, j := range e.jobs {
+		if m := j.members[n.id]; m != nil {
+			most = max(most, m.Slots)
+		}
+	}
+	return most
+}
+
 // restoreReceipts gives the metering book back what it knew: the newest receipts of every chain. What they
 // settled of leases that still live is not billed yet.
 func (e *engine) restoreReceipts(tx *store.Tx, now time.Time) error {
 	cfg := metering.DefaultBookConfig(e.bridge.self)
 	cfg.Machine = func(id protocol.PeerID) (slots, cores int) {
 		if n := e.nodes[id]; n != nil {
-			return 0, n.cores
+			return e.slotsOf(n), n.cores
 		}
 		return 0, 0
 	}

@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ipfs/go-cid"
 
@@ -32,6 +34,7 @@ type handing struct {
 type handed struct {
 	noun    protocol.Result
 	missing error   // why its outputs are not here
+	wrong   string  // why its outputs are not those of its chunk
 	alone   cid.Cid // the directory of the one input that has written something, in the first chunk of a job
 	verdict pb.Verdict
 	text    string
@@ -95,8 +98,10 @@ func (b *Bridge) bring(ctx context.Context, h *handing, req *pb.ResultRequest) e
 	}
 	defer func() {
 		for i := range h.results {
-			if r := &h.results[i]; r.noun.Chunk.First == 0 && r.missing == nil && r.noun.Outcome.Reason == protocol.ReasonDone {
-				r.alone = b.alone(ctx, r.noun.Root)
+			if r := &h.results[i]; r.missing == nil && r.noun.Outcome.Reason == protocol.ReasonDone {
+				if r.wrong = b.misshapen(ctx, &r.noun); r.wrong == "" && r.noun.Chunk.First == 0 {
+					r.alone = b.alone(ctx, r.noun.Root)
+				}
 			}
 		}
 	}()
@@ -120,6 +125,27 @@ func (b *Bridge) bring(ctx context.Context, h *handing, req *pb.ResultRequest) e
 		b.lack(h, err)
 	}
 	return nil
+}
+
+// misshapen says why a tree cannot be the outputs of a chunk: it holds a directory for each input that has written
+// something, named by the index, and nothing else. What a node adds would end up in the merged result of others.
+func (b *Bridge) misshapen(ctx context.Context, x *protocol.Result) string {
+	if x.Root == b.nothing {
+		return ""
+	}
+	for e, err := range b.vols.List(ctx, x.Root) {
+		switch {
+		case err != nil:
+			return "its outputs are no tree: " + plainText(err)
+		case !e.Dir:
+			return fmt.Sprintf("its outputs hold %.40q, which is no directory", e.Name)
+		}
+		n, err := strconv.ParseUint(e.Name, 10, 64)
+		if err != nil || strconv.FormatUint(n, 10) != e.Name || n < x.Chunk.First || n >= x.Chunk.End {
+			return fmt.Sprintf("its outputs hold %.40q, which is no input of the chunk", e.Name)
+		}
+	}
+	return ""
 }
 
 // lack marks every result as one whose outputs could not be kept.
@@ -161,8 +187,12 @@ func (t *turn) handInOne(h *handing, r *handed) {
 		}
 		x.Outcome.Reason, x.Outcome.FirstCause = protocol.ReasonOutputInvalid, plainText(r.missing)
 	}
+	if r.wrong != "" {
+		x.Outcome.Reason, x.Outcome.FirstCause, x.Root = protocol.ReasonResultWrong, r.wrong, cid.Undef
+	}
 	a := e.attempts[x.Lease]
 	if a != nil && a.row.Node == h.from && a.row.Fence == x.Fence && a.row.First == x.Chunk.First && a.row.End == x.Chunk.End {
+		t.bound(a, x)
 		t.report(a, h, x)
 	}
 	j := e.jobs[x.Job]
@@ -183,6 +213,18 @@ func (t *turn) handInOne(h *handing, r *handed) {
 	verdict, fx := j.tracker.Result(end, t.now)
 	t.apply(j, fx)
 	r.verdict, r.text = ackOf(verdict), string(verdict)
+}
+
+// bound keeps what a node claims of its run within what the bridge has seen: it can have run no longer than it held
+// the lease, on no more cores than it has. Predictions and reservations rest on it.
+func (t *turn) bound(a *attempt, x *protocol.Result) {
+	held := max(0, t.now.Sub(a.row.Granted))
+	cores := 64
+	if n := t.e.nodes[a.row.Node]; n != nil && n.cores > 0 {
+		cores = n.cores
+	}
+	x.Outcome.Run = min(x.Outcome.Run, held)
+	x.Outcome.CPU = min(x.Outcome.CPU, held*time.Duration(cores))
 }
 
 // report notes what a node says of an attempt of its own, whatever the verdict.

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -37,9 +38,15 @@ type newToken struct {
 	Created time.Time `json:"created"`
 }
 
+// userName is what a user may be called: accounts and volumes are kept under it.
+var userName = regexp.MustCompile(`^[A-Za-z0-9._+-]{1,128}$`)
+
 // CreateToken makes a bearer token of a bridge's API for a user, and returns its text, which is kept nowhere.
 // It works on the bridge's data directory, whether the bridge runs or not.
 func CreateToken(data, user, name string, scopes []api.Scope, now time.Time) (string, error) {
+	if !userName.MatchString(user) {
+		return "", fmt.Errorf("%w: user %.80q; use letters, digits and . _ @ : + -", ErrConfig, user)
+	}
 	text, row := freshToken(user, name, scopes, now)
 	raw, err := json.Marshal(newToken{User: user, Name: name, Scopes: row.Scopes, Created: now.UTC()})
 	if err != nil {
@@ -59,6 +66,9 @@ func tokenPath(data, text string) string {
 
 // NewToken makes a token with every scope for a user, who is whoever runs the bridge, and returns its text.
 func (b *Bridge) NewToken(ctx context.Context, user string) (string, error) {
+	if !userName.MatchString(user) {
+		return "", fmt.Errorf("%w: user %.80q; use letters, digits and . _ @ : + -", ErrConfig, user)
+	}
 	if err := b.running(); err != nil {
 		return "", err
 	}

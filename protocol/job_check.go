@@ -464,8 +464,8 @@ func (p *JobPolicy) check(c *jobChecker) {
 	if s := p.SpotCheck; s != nil && !(*s >= 0 && *s <= 1) {
 		c.bad("policy.spot_check", fmt.Sprint(*s), "%v is no number of 0 to 1, such as 0.05", *s)
 	}
-	if m := p.MaxSpend; m != nil && (*m < 0 || *m > maxMoney) {
-		c.bad("policy.max_spend", m.String(), "%s is not within 0 and a billion US dollars", *m)
+	if m := p.MaxSpend; m != nil && (*m <= 0 || *m > maxMoney) {
+		c.bad("policy.max_spend", m.String(), "%s is not above 0 and at most a billion US dollars; leave it out for no bound but the credit", *m)
 	}
 	for _, f := range []struct {
 		field, value string

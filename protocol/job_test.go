@@ -201,6 +201,7 @@ func TestEachWrongFieldIsNamedWithWhatIsAccepted(t *testing.T) {
 		{"policy: {deadline: tomorrow}", "policy.deadline", "no duration"},
 		{"policy: {max_spend: a lot}", "policy.max_spend", `"5.00"`},
 		{"policy: {max_spend: -5}", "policy.max_spend", `"5.00"`},
+		{"policy: {max_spend: 0}", "policy.max_spend", "leave it out"},
 		{"policy: {prefer: best}", "policy.prefer", "fast, balanced, cheap"},
 		{"policy: {priority: urgent}", "policy.priority", "low, normal, high"},
 		{"policy: {keep_outputs: never}", "policy.keep_outputs", "success, always"},

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -261,8 +262,12 @@ func (u *treeUnpacker) entry(h *tar.Header) error {
 	return fmt.Errorf("%w: %q is no file, directory or link", ErrBadTree, name)
 }
 
+// strange are letters that no path of a tree may have here: a backslash is one like any other where it does not part
+// directories.
+var strange = map[bool]string{true: "\x00\\", false: "\x00"}[filepath.Separator == '\\']
+
 func checkTreePath(name string) error {
-	if !fs.ValidPath(name) || name == "." || strings.ContainsAny(name, "\x00\\") || len(name) > maxTreePath {
+	if !fs.ValidPath(name) || name == "." || strings.ContainsAny(name, strange) || len(name) > maxTreePath {
 		return fmt.Errorf("%w: %.200q is no relative path inside the tree", ErrBadTree, name)
 	}
 	for part := range strings.SplitSeq(name, "/") {
@@ -277,7 +282,7 @@ func checkTreePath(name string) error {
 // relative and climbs only at its beginning, no higher than the tree. A .. further on could climb out of where
 // another link led. That name's parents are directories is parents' business.
 func linkStaysInside(name, target string) bool {
-	if target == "" || len(target) > maxTreePath || strings.HasPrefix(target, "/") || strings.ContainsAny(target, "\x00\\") {
+	if target == "" || len(target) > maxTreePath || strings.HasPrefix(target, "/") || strings.ContainsAny(target, strange) {
 		return false
 	}
 	depth, leading := strings.Count(name, "/"), true

@@ -112,7 +112,6 @@ func TestStreamsThatLeaveTheDirectoryAreRefused(t *testing.T) {
 		"parent":               tarOf(t, file("../x", 1)),
 		"parent inside":        tarOf(t, file("a/../../x", 1)),
 		"dot inside":           tarOf(t, file("a/./x", 1)),
-		"backslash":            tarOf(t, file(`a\..\x`, 1)),
 		"its own name":         tarOf(t, file(".", 0)),
 		"long name":            tarOf(t, file(strings.Repeat("x", 256), 1)),
 		"absolute link":        tarOf(t, link("l", "/etc")),

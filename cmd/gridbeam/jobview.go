@@ -120,7 +120,7 @@ func jobColumns(now time.Time) []column[protocol.JobStatus] {
 		{"COST", func(j *s) string { return usd(j.SpentUUSD) }},
 		{"SECONDS", func(j *s) string { return fmt.Sprintf("%.1f", seconds(j, now)) }},
 		{"SUBMITTED", func(j *s) string { return j.Created.Local().Format(time.DateTime) }},
-		{"WHY", func(j *s) string { return j.Text }},
+		{"WHY", func(j *s) string { return firstLine(j.Text) }},
 	}
 }
 
