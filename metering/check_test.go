@@ -251,7 +251,9 @@ func TestIdleTimeHasToBeHeardOf(t *testing.T) {
 		want string
 	}{
 		{minute(cell0+12, 60_000), protocol.VerdictOK},
-		{minute(cell0+12, 60_000), protocol.VerdictOverlap}, {b.idle(0, cell0+17, 1)[0], protocol.VerdictOverlap}, {minute(cell0, 60_000), protocol.VerdictOverlap},
+		{minute(cell0+12, 60_000), protocol.VerdictOverlap},
+		{b.idle(0, cell0+17, 1)[0], protocol.VerdictOverlap},
+		{minute(cell0, 60_000), protocol.VerdictOverlap},
 	} {
 		if v := b.verdict(t, 200, tt.u); v.Verdict != tt.want {
 			t.Errorf("%d ms from cell +%d: %+v, want %s", tt.u.DurationMS, tt.u.StartMS/5000-cell0, v, tt.want)
