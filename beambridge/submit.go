@@ -1,10 +1,12 @@
 package beambridge
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/gridbeam/gridbeam/beambridge/api"
 	"github.com/gridbeam/gridbeam/beambridge/cluster"
@@ -16,6 +18,10 @@ var (
 	_ api.Jobs     = (*Bridge)(nil)
 	_ api.Outcomes = (*Bridge)(nil)
 )
+
+// longestRun is the longest run of a chunk of a job without policy.timeout: what nodes allow unless their owners say
+// otherwise.
+const longestRun = 24 * time.Hour
 
 // SubmitJob implements api.Jobs: the job is durable when it returns, and nodes are being asked.
 func (b *Bridge) SubmitJob(ctx context.Context, who api.Principal, req protocol.SubmitRequest) (protocol.JobStatus, error) {
@@ -104,6 +110,7 @@ func (e *engine) empty(row store.Job, spec protocol.Job, terms protocol.JobTerms
 func (e *engine) trackerConfig(j *job) cluster.Config {
 	c := cluster.DefaultConfig(j.id(), j.row.Inputs)
 	c.Chunk, c.Seconds, c.TTL = j.row.ChunkSize, e.paces.slowest(j.class), leaseTTL
+	c.Limit = cmp.Or(j.terms.Limits.Wall, longestRun)
 	c.Retries, c.Copies = int(*j.spec.Policy.Retries), int(j.spec.Policy.Redundancy)
 	if j.plan.Copies > 0 {
 		c.Copies, c.Explore = j.plan.Copies, max(0, j.plan.Explore)

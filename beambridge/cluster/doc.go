@@ -7,7 +7,7 @@
 //  2. The bridge confirms the Plan's members by reservations and adds them to a Tracker with Join.
 //  3. Tracker.Announce cuts chunks off the input sequence (Cutter) and names those that are ready.
 //  4. Tracker.Grant turns a claim into leases, each with a fencing token that grows by one per chunk.
-//  5. Tracker.Report renews what a node holds, Tracker.Expire lets silent leases lapse.
+//  5. Tracker.Report renews what a node holds, Tracker.Expire lets silent leases lapse and ends overlong ones.
 //  6. Tracker.Result gives a verdict on each end of an attempt: accounted, duplicate, fenced, retry, failed.
 //  7. Every call returns Effects, rows to persist and messages to send. The bridge commits the rows in one
 //     transaction and only then sends.

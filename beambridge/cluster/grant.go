@@ -116,7 +116,7 @@ func (t *Tracker) lease(c *chunk, k *worker, copied bool, setSeq uint64, now tim
 	}
 	c.fence++
 	state, _ := AttemptAnnounced.Next(AttemptGrant)
-	l := &lease{chunk: c, expires: now.Add(t.cfg.TTL), since: now, LeaseRow: LeaseRow{
+	l := &lease{chunk: c, expires: now.Add(t.cfg.TTL), since: now, phased: now, LeaseRow: LeaseRow{
 		ID: t.newID(), First: c.r.First, End: c.r.End,
 		Fence: c.fence, Copy: copied || c.active() > 0, Worker: k.Worker, SetSeq: setSeq, State: state,
 	}}

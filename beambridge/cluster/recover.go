@@ -78,6 +78,7 @@ func (t *Tracker) renew(l *lease, e AttemptEvent, now time.Time, fx *Effects) {
 	if e == AttemptRun && !l.began {
 		l.since, l.began = now, true
 	}
+	t.enter(l, e, now)
 	t.move(l, e, fx)
 	l.expires = now.Add(t.cfg.TTL)
 }
@@ -90,7 +91,8 @@ func (t *Tracker) lost(l *lease, why Reason, text string, fx *Effects) {
 
 // Expire lets leases lapse that were not renewed within their TTL: they become suspect and their chunks
 // ready again. Until somebody has such a chunk the old lease may be renewed or deliver. A chunk that may not
-// be leased again fails when its last lease was silent for the Window. Call it about twice a second.
+// be leased again fails when its last lease was silent for the Window. An
+// attempt that its node reports for longer than the job's Limit allows is ended. Call it about twice a second.
 func (t *Tracker) Expire(now time.Time) Effects {
 	var fx Effects
 	t.live = slices.DeleteFunc(t.live, func(l *lease) bool { return !l.State.Live() })
@@ -109,6 +111,8 @@ func (t *Tracker) Expire(now time.Time) Effects {
 			l.chunk.lapses++
 			l.giveUp = now.Add(t.cfg.Window)
 			t.settle(l.chunk, &fx)
+		case t.overdue(l, now):
+			t.overrun(l, now, &fx)
 		case l.State == AttemptSuspect && !now.Before(l.giveUp) && t.exhausted(l.chunk):
 			t.lost(l, protocol.ReasonHeartbeatLost, "its node was silent past the lease and did not come back", &fx)
 		}
@@ -195,7 +199,7 @@ func (t *Tracker) restoreLease(r LeaseRow, now time.Time) error {
 	if c == nil || c.r.End != r.End || r.Fence == 0 || r.Fence > c.fence || t.leases[r.ID] != nil {
 		return fmt.Errorf("%w: lease %s of [%d,%d) under fence %d", ErrBadRows, r.ID, r.First, r.End, r.Fence)
 	}
-	l := &lease{LeaseRow: r, chunk: c, since: now, expires: now.Add(t.cfg.Window)}
+	l := &lease{LeaseRow: r, chunk: c, since: now, phased: now, expires: now.Add(t.cfg.Window)}
 	if l.Worker.Probation {
 		c.explore = true
 	}

@@ -63,6 +63,7 @@ func (t *Tracker) Result(e End, now time.Time) (Verdict, Effects) {
 	if l.State == AttemptSuspect {
 		l.chunk.lapses--
 	}
+	t.moved(l, now)
 	l.Reason, l.Exit, l.Digest, l.Text = e.Reason, e.Exit, e.Digest, e.Text
 	var v Verdict
 	if e.Reason == protocol.ReasonDone {

@@ -33,6 +33,7 @@ type Config struct {
 
 	TTL            time.Duration // TTL of a lease without renewal; default 6 s, three renewals.
 	Window         time.Duration // Window in which a restored lease, or one that may not be retried, is waited for; default 2 min.
+	Limit          time.Duration // Limit is the longest run of one chunk; staging, publishing and waiting have limits of their own then. 0 is none.
 	Backoff        time.Duration // Backoff before a node that was busy or refused is given more; default 1 s.
 	LeasesPerSlot  int           // LeasesPerSlot bounds leases per node: one that runs and one that stages; default 2.
 	Ahead          time.Duration // Ahead lets a slot have more, as many as its node runs in that time; default 100 ms.
@@ -66,6 +67,7 @@ func (c Config) Validate() error {
 		{"Seconds: at least 0", c.Seconds >= 0},
 		{"TTL: above 0", c.TTL > 0},
 		{"Window: at least TTL", c.Window >= c.TTL},
+		{"Limit: at least 0", c.Limit >= 0},
 		{"Backoff: at least 0", c.Backoff >= 0},
 		{"LeasesPerSlot: at least 1", c.LeasesPerSlot >= 1},
 		{"Ahead: at least 0", c.Ahead >= 0},
@@ -161,7 +163,7 @@ type Stop struct {
 	Node   protocol.PeerID  // Node holds it.
 	Lease  protocol.LeaseID // Lease is to be stopped.
 	Fence  uint64           // Fence is its number.
-	Reason Reason           // Reason is superseded, fenced or cancelled.
+	Reason Reason           // Reason is why: superseded, fenced, cancelled, stuck and so on.
 }
 
 // Effects are what a call did: rows that have to be committed in one transaction before Stops are sent or
@@ -222,8 +224,10 @@ type lease struct {
 	expires time.Time
 	since   time.Time // running since, as far as known
 	giveUp  time.Time
-	heard   bool // the node was heard to hold it
-	began   bool // the node was heard to run it
+	heard   bool      // the node was heard to hold it
+	began   bool      // the node was heard to run it
+	phase   int       // the furthest that its node reported, as phaseRank orders
+	phased  time.Time // since when, or since it waits at the head of what its node holds
 }
 
 // Tracker is one job's dispatcher: who may run what under which fence, and what each end means. Its memory
