@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/gridbeam/gridbeam/node"
@@ -102,10 +100,8 @@ func measureIdle(ctx context.Context, b *bench) ([]result, error) {
 		measured("node.rss_mib", median(ours.mib), median(bare.mib), how, b.rounds, window, settle),
 		measured("node.idle_cpu_pct", median(ours.pct), median(bare.pct), how+"; windows %s, bare %s", b.rounds, window, settle, list(ours.pct), list(bare.pct)),
 	}
-	if !out[0].Met {
-		if err := g.heapProfile(ctx, out[0]); err != nil {
-			return out, err
-		}
+	if err := b.heapIfMissed(ctx, out[0], "the idle node", g.nodes[0].pprof); err != nil {
+		return out, err
 	}
 	return out, g.profileIfMissed(ctx, out[1], 20*time.Second, func(ctx context.Context) error {
 		pause(ctx, time.Second)
@@ -146,18 +142,4 @@ func watch(ctx context.Context, looks []*look, window time.Duration) error {
 		l.mib = append(l.mib, float64(bytes)/(1<<20))
 	}
 	return nil
-}
-
-// heapProfile leaves what the first node's memory is made of.
-func (g *grid) heapProfile(ctx context.Context, r result) error {
-	if g.b.quick {
-		return nil
-	}
-	text, err := g.b.profile(ctx, r.Name, fmt.Sprintf("http://127.0.0.1:%s/debug/pprof/heap?gc=1", g.nodes[0].pprof), "-sample_index=inuse_space")
-	if err != nil {
-		return err
-	}
-	text = fmt.Sprintf("%s is %s %s, the target %s: what Go's heap held in the idle node, after a collection. The rest of the resident memory is code, stacks and what was freed.\n\n%s",
-		r.Name, number(r.Value), r.Unit, find(r.Name).goal(), text)
-	return os.WriteFile(filepath.Join(g.b.root, "bench", "profiles", r.Name+".txt"), []byte(text), 0o644)
 }

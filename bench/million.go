@@ -52,10 +52,14 @@ func measureMillion(ctx context.Context, b *bench) ([]result, error) {
 	if s.Inputs != millionInputs || s.ChunksDone == 0 || s.State.Over() && s.ChunksDone != millionInputs {
 		return nil, fmt.Errorf("%w: the job is %s (%s) with %d inputs and %d chunks done", errProof, s.State, s.Text, s.Inputs, s.ChunksDone)
 	}
-	if _, err := g.client.Cancel(ctx, id); err != nil {
-		return nil, fmt.Errorf("cancelling: %w", err)
-	}
 	const mib = 1 << 20
-	return []result{measured("dispatch.million_chunks_mib", float64(most)/mib, 0,
-		"highest VmRSS of the bridge process in %.0f s, looked at each 100 ms; %s MiB before; submitted in %.2f s, %d chunks were done by then", time.Since(began).Seconds(), number(float64(idle)/mib), submitted.Seconds(), s.ChunksDone)}, nil
+	out := measured("dispatch.million_chunks_mib", float64(most)/mib, 0,
+		"highest VmRSS of the bridge process in %.0f s, looked at each 100 ms; %s MiB before; submitted in %.2f s, %d chunks were done by then", time.Since(began).Seconds(), number(float64(idle)/mib), submitted.Seconds(), s.ChunksDone)
+	if err := b.heapIfMissed(ctx, out, "the bridge", g.pprof); err != nil {
+		return []result{out}, err
+	}
+	if _, err := g.client.Cancel(ctx, id); err != nil {
+		return []result{out}, fmt.Errorf("cancelling: %w", err)
+	}
+	return []result{out}, nil
 }

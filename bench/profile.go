@@ -25,7 +25,7 @@ func (g *grid) profileIfMissed(ctx context.Context, r result, length time.Durati
 	var wg sync.WaitGroup
 	ended := make(chan struct{}) // the profiles are there
 	var text strings.Builder
-	_, _ = fmt.Fprintf(&text, "%s is %s %s, the target %s: where the processor's time went while it was measured once more.\n", r.Name, number(r.Value), r.Unit, find(r.Name).goal())
+	_, _ = text.WriteString("where the processor's time went while it was measured once more.\n")
 	type part struct {
 		name, port, text string
 		err              error
@@ -55,8 +55,32 @@ func (g *grid) profileIfMissed(ctx context.Context, r result, length time.Durati
 		_, _ = fmt.Fprintf(&text, "\n%s\n\n%s", p.name, p.text)
 		errs = append(errs, p.err)
 	}
-	dir := filepath.Join(g.b.root, "bench", "profiles")
-	return errors.Join(errors.Join(errs...), os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, r.Name+".txt"), []byte(text.String()), 0o644))
+	return errors.Join(errors.Join(errs...), g.b.keepProfile(r, text.String()))
+}
+
+// heapIfMissed leaves what the memory of a process is made of.
+func (b *bench) heapIfMissed(ctx context.Context, r result, whose, port string) error {
+	if r.Met || b.quick {
+		return nil
+	}
+	text, err := b.profile(ctx, r.Name, fmt.Sprintf("http://127.0.0.1:%s/debug/pprof/heap?gc=1", port), "-sample_index=inuse_space")
+	if err != nil {
+		return err
+	}
+	return b.keepProfile(r, fmt.Sprintf("what Go's heap held in %s, after a collection; the rest of the resident memory is code, stacks, and what was free just then.\n\n%s", whose, text))
+}
+
+// keepProfile writes bench/profiles/ROW.txt.
+func (b *bench) keepProfile(r result, text string) error {
+	dir := filepath.Join(b.root, "bench", "profiles")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("keeping a profile: %w", err)
+	}
+	text = fmt.Sprintf("%s is %s %s, the target %s: %s", r.Name, number(r.Value), r.Unit, find(r.Name).goal(), text)
+	if err := os.WriteFile(filepath.Join(dir, r.Name+".txt"), []byte(text), 0o644); err != nil {
+		return fmt.Errorf("keeping a profile: %w", err)
+	}
+	return nil
 }
 
 // cpuProfile takes a CPU profile of a process and returns its text.
