@@ -29,7 +29,7 @@ func (e *engine) status(j *job) protocol.JobStatus {
 	p := j.tracker.Progress()
 	s := rowStatus(&j.row)
 	s.Seq = j.seq
-	if j.merging && s.State.Over() { // it is over for others when its result and note are there
+	if j.merging && j.over == cluster.JobFailed { // it is over for others when its result and note are there
 		s.State, s.Reason, s.Text, s.Ended = protocol.JobState(cluster.JobRunning), "", "", time.Time{}
 	}
 	s.ChunksDone, s.ChunksFailed, s.ChunksRunning = uint64(p.ChunksDone), uint64(p.ChunksFailed), uint64(p.Leases)
@@ -306,8 +306,17 @@ func (b *Bridge) CancelJob(ctx context.Context, who api.Principal, id protocol.J
 	if err != nil {
 		return protocol.JobStatus{}, err
 	}
-	return b.Job(ctx, who, id)
+	short, stop := context.WithTimeout(ctx, cancelFor)
+	defer stop()
+	s, err := b.Job(ctx, who, id)
+	for err == nil && !s.State.Over() && short.Err() == nil { // what it has so far is merged first
+		s, err = b.WaitJob(short, who, id, s.Seq)
+	}
+	return s, err
 }
+
+// cancelFor is how long a cancellation waits for the job's outputs so far.
+const cancelFor = 5 * time.Second
 
 // ExplainJob implements api.Outcomes.
 func (b *Bridge) ExplainJob(ctx context.Context, who api.Principal, id protocol.JobID) (protocol.Explain, error) {

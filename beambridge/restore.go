@@ -401,7 +401,7 @@ func (e *engine) resume() {
 	for _, j := range e.jobs {
 		e.version++
 		j.seq = e.version
-		if j.topic == nil && j.over == "" {
+		if j.over == "" {
 			e.bridge.begin(j)
 		}
 		for id, m := range j.members {

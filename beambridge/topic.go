@@ -41,6 +41,7 @@ func (g *guests) has(id protocol.PeerID) bool {
 // nodes claim without being told.
 type jobTopic struct {
 	guests guests
+	begun  bool          // the engine's: it was begun to be opened
 	ready  chan struct{} // closed when topic is set, or could not be
 	topic  *p2p.Topic[protocol.Announcement]
 }
@@ -53,10 +54,14 @@ func (j *job) guests() *guests {
 	return &j.topic.guests
 }
 
-// begin opens a job's topic. The engine calls it once for each job that it takes up.
+// begin opens a job's topic, once however often the engine calls it.
 func (b *Bridge) begin(j *job) {
 	g := j.guests()
 	topic := j.topic
+	if topic.begun {
+		return
+	}
+	topic.begun = true
 	name, id := protocol.TopicJob(j.id()), j.id()
 	if !b.spawn(func() {
 		defer close(topic.ready)
