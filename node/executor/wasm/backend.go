@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/singleflight"
 
@@ -16,15 +17,25 @@ import (
 
 const backendName = "wasm"
 
+const (
+	// maxStrays is how many compilations may run on past their deadline before no other is begun: one costs
+	// no more than a core or two, and the others go on.
+	maxStrays = 2
+	// closeGrace is how long Close waits for a compilation: a node that is told to stop has to stop.
+	closeGrace = 2 * time.Second
+)
+
 // Backend runs tasks as WebAssembly modules in this process.
 type Backend struct {
 	cfg Config
 	log *slog.Logger
 
-	modules *memoryCache
-	flights singleflight.Group
-	turn    chan struct{} // holds one token: compilations take turns
-	engine  engine
+	modules   *memoryCache
+	flights   singleflight.Group
+	turn      chan struct{} // holds one token: compilations take turns
+	engine    engine
+	compile   func(ctx context.Context, key string, binary []byte) (*compiled, error) // the engine's
+	compiling sync.WaitGroup                                                          // compilations, strays among them
 
 	life context.Context // ends when the backend closes
 	kill context.CancelCauseFunc
@@ -32,7 +43,8 @@ type Backend struct {
 	mu     sync.Mutex
 	runs   map[protocol.LeaseID]*run
 	closed bool
-	active sync.WaitGroup // runs and compilations
+	strays map[string]bool // CIDs whose compilations run on past their deadline
+	active sync.WaitGroup  // runs and preparations
 }
 
 var _ executor.Backend = (*Backend)(nil)
@@ -48,9 +60,10 @@ func New(cfg Config, log *slog.Logger) (*Backend, error) {
 		modules: newMemoryCache(cfg.CacheModules),
 		turn:    make(chan struct{}, 1),
 		life:    life, kill: kill,
-		runs: map[protocol.LeaseID]*run{},
+		runs: map[protocol.LeaseID]*run{}, strays: map[string]bool{},
 	}
 	b.engine.log = log
+	b.compile = b.engine.compile
 	if cfg.CacheDir != "" {
 		b.engine.disk = &diskCache{dir: cfg.CacheDir, capacity: cfg.CacheBytes}
 	}
@@ -58,14 +71,28 @@ func New(cfg Config, log *slog.Logger) (*Backend, error) {
 }
 
 // Close ends all runs (protocol.ReasonDrained: another node may take them), waits for them and gives the
-// compiled code back. A compilation that cannot be interrupted delays it.
+// compiled code back. A compilation that cannot be interrupted is waited for during closeGrace; then it is
+// left behind with the memory of all compiled code, and whichever is over first, it or the process, frees both.
 func (b *Backend) Close() error {
 	b.mu.Lock()
 	b.closed = true
 	b.mu.Unlock()
 	b.kill(&executor.Failure{Reason: protocol.ReasonDrained, Err: executor.ErrClosed})
 	b.active.Wait()
-	return b.engine.close()
+	over := make(chan error, 1)
+	go func() {
+		b.compiling.Wait()
+		over <- b.engine.close() // not sooner: the compiler would write into what is gone
+	}()
+	grace := time.NewTimer(closeGrace)
+	defer grace.Stop()
+	select {
+	case err := <-over:
+		return err
+	case <-grace.C:
+		b.log.Warn("leaving a compilation behind that does not end", "waited", closeGrace)
+		return nil
+	}
 }
 
 // enter keeps Close waiting until active.Done; it fails with ErrClosed.
@@ -129,7 +156,7 @@ func (b *Backend) prepare(ctx context.Context, module executor.Module) error {
 	if len(binary) > b.cfg.ModuleBytes {
 		return executor.Fail(protocol.ReasonBadModule, "%w: it has %d bytes, at most %d are accepted", errModule, len(binary), b.cfg.ModuleBytes)
 	}
-	m, err := b.compile(ctx, module.CID, binary)
+	m, err := b.compileInTime(ctx, module.CID, binary)
 	if err != nil {
 		return err
 	}
@@ -137,36 +164,28 @@ func (b *Backend) prepare(ctx context.Context, module executor.Module) error {
 	return nil
 }
 
-// compile compiles with a deadline. wazero looks at a context between functions only, so a compilation may
-// outlive its deadline; it then keeps its turn until it is over, which holds a hostile module to one core.
-func (b *Backend) compile(ctx context.Context, key string, binary []byte) (*compiled, error) {
+// compileInTime compiles with a deadline. wazero looks at a context between functions only, so a compilation
+// may outlive its deadline in spite of the bounds on functions (bounds.go). It then is a stray: its turn goes
+// to the others, but beside maxStrays of them none is begun, which holds hostile modules to a few cores.
+func (b *Backend) compileInTime(ctx context.Context, key string, binary []byte) (*compiled, error) {
 	select {
 	case b.turn <- struct{}{}:
 	case <-ctx.Done():
 		return nil, executor.Fail(protocol.ReasonBackendFailed, "waiting for the compiler: %w", context.Cause(ctx))
 	}
-	ctx, cancel := context.WithTimeout(ctx, b.cfg.CompileTimeout)
-	type result struct {
-		m   *compiled
-		err error
+	defer func() { <-b.turn }()
+	b.mu.Lock()
+	again, strays := b.strays[key], len(b.strays)
+	b.mu.Unlock()
+	switch {
+	case again: // who comes back with the same module gets the same answer, and no second stray
+		return nil, b.lateness(context.DeadlineExceeded)
+	case strays >= maxStrays:
+		return nil, executor.Fail(protocol.ReasonBackendFailed, "%d compilations run on past their deadline: no other is begun", strays)
 	}
-	done := make(chan result, 1)
-	b.active.Go(func() {
-		defer cancel()
-		defer func() { <-b.turn }()
-		var r result
-		defer func() {
-			if p := recover(); p != nil {
-				r = result{err: executor.Fail(protocol.ReasonBadModule, "%w: the compiler cannot take it: %v", errModule, p)}
-			}
-			done <- r
-		}()
-		r.m, r.err = b.engine.compile(ctx, key, binary)
-		if r.err == nil && ctx.Err() != nil { // nobody waits any more
-			_ = r.m.module.Close(context.Background())
-			r = result{err: ctx.Err()}
-		}
-	})
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.CompileTimeout)
+	defer cancel()
+	done := b.startCompile(ctx, key, binary)
 	select {
 	case r := <-done:
 		return r.m, b.lateness(r.err)
@@ -176,8 +195,46 @@ func (b *Backend) compile(ctx context.Context, key string, binary []byte) (*comp
 	case r := <-done: // both at once: what is done is done
 		return r.m, b.lateness(r.err)
 	default:
-		return nil, b.lateness(ctx.Err())
 	}
+	b.mu.Lock()
+	b.strays[key] = true
+	b.mu.Unlock()
+	b.log.Warn("a compilation runs on past its deadline", "module", key, "bytes", len(binary), "err", ctx.Err())
+	go func() { // ends with the compilation, which Close waits for
+		if r := <-done; r.m != nil { // it was over at the very deadline
+			_ = r.m.module.Close(context.Background())
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.strays, key)
+	}()
+	return nil, b.lateness(ctx.Err())
+}
+
+// compilation is how a compilation ended.
+type compilation struct {
+	m   *compiled
+	err error
+}
+
+// startCompile compiles in a goroutine of its own. A result after ctx's end is given back, as nobody takes it.
+func (b *Backend) startCompile(ctx context.Context, key string, binary []byte) <-chan compilation {
+	done := make(chan compilation, 1)
+	b.compiling.Go(func() {
+		var r compilation
+		defer func() {
+			if p := recover(); p != nil {
+				r = compilation{err: executor.Fail(protocol.ReasonBadModule, "%w: the compiler cannot take it: %v", errModule, p)}
+			}
+			done <- r
+		}()
+		r.m, r.err = b.compile(ctx, key, binary)
+		if r.err == nil && ctx.Err() != nil {
+			_ = r.m.module.Close(context.Background())
+			r = compilation{err: ctx.Err()}
+		}
+	})
+	return done
 }
 
 // lateness says whose fault a compilation without an end is.

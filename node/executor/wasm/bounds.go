@@ -12,18 +12,83 @@ import (
 // those of the web browsers (WebAssembly JavaScript Interface, "Implementation-defined Limits").
 const (
 	maxTypes     = 10_000
+	maxParams    = 128 // of one type, and as many results: each may cost a value at each block
 	maxImports   = 1000
-	maxFunctions = 1_000_000
+	maxFunctions = 100_000
 	maxGlobals   = 100_000
 	maxExports   = 100_000
 	maxElements  = 1 << 20 // of all element segments together
 	maxData      = 100_000
-	maxLocals    = 50_000 // of one function
 	maxTables    = 16
 	// maxTableElements bounds what a table may take of the host's memory: 8 bytes an element, outside the
 	// linear memory that the task's limit covers.
 	maxTableElements = 1 << 20
 )
+
+// What one function may have. wazero's compiler takes time that grows with the square and the cube of some
+// of these, and it cannot be interrupted inside a function: 12 KB of loops took 11 s, 600 KB of nested blocks
+// minutes. In brackets is what the largest functions of ordinary programs have (Go's of the sweep example and
+// of gofmt; TinyGo, Rust and C stay below those but for locals, of which a C program of zig's has 811), then
+// what a function at the bound takes to compile on a busy core.
+const (
+	maxBody     = 1 << 20 // bytes (30,931; 3 s)
+	maxDepth    = 4096    // blocks inside each other (570: Go has one for each point where a function resumes; 0.3 s)
+	maxBlocks   = 8192    // block, loop and if (860; 1 s)
+	maxLoops    = 1024    // each gets a check, of two blocks more (0.6 s)
+	maxBranches = 16_384  // br, br_if and each target of br_table (1,470)
+	maxLocals   = 4096
+	// maxLoopLocals bounds locals times loops: each local may become a value of each loop (2 s).
+	maxLoopLocals = 1 << 17
+	// maxBodyBlocks bounds bytes times blocks: each value may be alive in each block (27 million; 0.5 s at a third of it).
+	maxBodyBlocks = 1 << 29
+)
+
+// shape counts what a function has that the compiler's time depends on.
+type shape struct {
+	body, locals                          uint64
+	depth, deepest, blocks, loops, branch uint64
+}
+
+// add counts one instruction; targets are those of a br_table.
+func (s *shape) add(op byte, targets uint32) {
+	switch op {
+	case opBlock, opLoop, opIf:
+		s.blocks++
+		s.depth++
+		s.deepest = max(s.deepest, s.depth)
+		if op == opLoop {
+			s.loops++
+		}
+	case opEnd:
+		s.depth = max(s.depth, 1) - 1 // the last one ends the function
+	case opBr, opBrIf:
+		s.branch++
+	case opBrTable:
+		s.branch += uint64(targets) + 1
+	}
+}
+
+// check names the first bound that a function breaks.
+func (s *shape) check() error {
+	for _, b := range []struct {
+		what       string
+		has, bound uint64
+	}{
+		{"bytes", s.body, maxBody},
+		{"locals", s.locals, maxLocals},
+		{"blocks inside each other", s.deepest, maxDepth},
+		{"blocks", s.blocks, maxBlocks},
+		{"loops", s.loops, maxLoops},
+		{"branches", s.branch, maxBranches},
+		{"locals times loops", s.locals * s.loops, maxLoopLocals},
+		{"bytes times blocks", s.body * s.blocks, maxBodyBlocks},
+	} {
+		if b.has > b.bound {
+			return fmt.Errorf("it has %d %s, at most %d are accepted", b.has, b.what, b.bound)
+		}
+	}
+	return nil
+}
 
 // bound checks the structure of a section that is passed on as it is.
 func bound(s section) error {
@@ -32,6 +97,9 @@ func bound(s section) error {
 	case sectionType:
 		r.vector1(maxTypes, (*reader).funcType)
 	case sectionFunction:
+		if n := (&reader{b: s.body}).u32(); n > maxFunctions {
+			return fmt.Errorf("%w: it has %d functions, at most %d are accepted", errModule, n, maxFunctions)
+		}
 		r.vector1(maxFunctions, (*reader).skip5)
 	case sectionMemory:
 		r.vector1(1, func(r *reader) { r.limits() })
@@ -80,8 +148,13 @@ func (r *reader) funcType() {
 	if r.byte() != 0x60 {
 		r.fail()
 	}
-	r.bytes(r.u32())
-	r.bytes(r.u32())
+	for range 2 { // parameters, results
+		n := r.u32()
+		if n > maxParams {
+			r.fail()
+		}
+		r.bytes(n)
+	}
 }
 
 // expression passes over a constant expression and its end.
@@ -91,7 +164,7 @@ func (r *reader) expression() {
 		if err != nil {
 			r.fail()
 		}
-		if op == 0x0b {
+		if op == opEnd {
 			return
 		}
 	}

@@ -18,6 +18,7 @@ type Config struct {
 	// about 15 MiB.
 	CacheModules int
 	// CompileTimeout bounds one compilation; default 30 s, sixty times what a Go program takes.
+	// One that cannot be interrupted then is left to itself, and its module is refused.
 	CompileTimeout time.Duration
 	// LoadTimeout bounds Module.Load; default 10 min, the limit of staging (execution.md 3).
 	LoadTimeout time.Duration

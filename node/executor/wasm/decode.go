@@ -74,7 +74,13 @@ func (r *reader) limits() (least, most uint32, bounded bool) {
 }
 
 const (
+	opBlock        = 0x02
 	opLoop         = 0x03
+	opIf           = 0x04
+	opEnd          = 0x0b
+	opBr           = 0x0c
+	opBrIf         = 0x0d
+	opBrTable      = 0x0e
 	opCall         = 0x10
 	opCallIndirect = 0x11
 	opMisc         = 0xfc
@@ -86,9 +92,9 @@ const (
 func (r *reader) instruction(globals uint32) (byte, error) {
 	op := r.byte()
 	switch {
-	case op == 0x02 || op == opLoop || op == 0x04: // block, loop, if: a type or a 33-bit index
+	case op == opBlock || op == opLoop || op == opIf: // block, loop, if: a type or a 33-bit index
 		r.skip(5)
-	case op == 0x0e: // br_table
+	case op == opBrTable:
 		for range r.u32() {
 			r.u32()
 			if r.failed {

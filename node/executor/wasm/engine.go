@@ -97,6 +97,10 @@ func (e *engine) compileCached(ctx context.Context, m *compiled, binary []byte) 
 	if m.module, err = runtime.CompileModule(ctx, binary); err != nil {
 		return err
 	}
+	if ctx.Err() != nil { // another compilation has the turn by now, and looks for its own file
+		_ = m.module.Close(context.Background())
+		return ctx.Err()
+	}
 	if err := e.disk.used(m.key, before, time.Now()); err != nil {
 		e.log.Warn("cache of compiled modules", "dir", e.disk.dir, "err", err)
 	}

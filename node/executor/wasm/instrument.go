@@ -310,7 +310,10 @@ func boundTables(body []byte) ([]byte, error) {
 func (i *instrumenter) code(body []byte) error {
 	r := reader{b: body}
 	n := r.u32()
-	if r.failed || n > maxFunctions || uint64(n) > uint64(len(r.b)) {
+	if n > maxFunctions {
+		return fmt.Errorf("%w: it has %d functions, at most %d are accepted", errModule, n, maxFunctions)
+	}
+	if r.failed || uint64(n) > uint64(len(r.b)) {
 		return fmt.Errorf("%w: it says that it has %d functions", errModule, n)
 	}
 	// All locals together are bounded too: a thousand small functions of many locals each are a bomb.
@@ -349,23 +352,36 @@ func (i *instrumenter) function(out, src []byte) ([]byte, error) {
 	if r.failed {
 		return nil, errors.New("locals are cut short")
 	}
-	if locals > maxLocals || locals > i.locals {
-		return nil, fmt.Errorf("%d locals are more than are accepted", locals)
+	if locals > i.locals {
+		return nil, errors.New("all functions together have more locals than are accepted")
+	}
+	s := shape{body: uint64(len(src)), locals: locals}
+	if err := s.check(); err != nil { // before more is read of what is too large
+		return nil, err
 	}
 	i.locals -= locals
 	entry, calls := len(src)-len(r.b), false
 	var loops []int // where their bodies begin
 	for len(r.b) > 0 {
+		before := r.b
 		op, err := r.instruction(i.globals)
 		if err != nil {
 			return nil, err
 		}
+		var targets uint32
+		if op == opBrTable {
+			targets = (&reader{b: before[1:]}).u32()
+		}
+		s.add(op, targets)
 		switch op {
 		case opLoop:
 			loops = append(loops, len(src)-len(r.b))
 		case opCall, opCallIndirect:
 			calls = true
 		}
+	}
+	if err := s.check(); err != nil {
+		return nil, err
 	}
 	if calls { // a recursion passes through here; who calls nobody returns soon
 		loops = slices.Insert(loops, 0, entry)

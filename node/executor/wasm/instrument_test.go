@@ -182,7 +182,7 @@ func TestBombsAreRefusedBeforeTheyAreDecoded(t *testing.T) {
 	many := func(n int) []byte { // functions of the most locals each
 		code := binary.AppendUvarint(nil, uint64(n))
 		for range n {
-			code = append(code, 6, 1, 0xd0, 0x86, 0x03, 0x7e, 0x0b)
+			code = append(code, 5, 1, 0x80, 0x20, 0x7e, 0x0b)
 		}
 		return code
 	}
@@ -201,7 +201,7 @@ func TestBombsAreRefusedBeforeTheyAreDecoded(t *testing.T) {
 		"element init": wasmModule(rawSection(9, with(1, 0, 0x41, 0, 0x0b)...)),
 		"codes":        wasmModule(rawSection(10, huge...)),
 		"locals":       wasmModule(rawSection(10, append(with(1, 8, 1), 0x7f, 0x0b)...)),
-		"all locals":   wasmModule(rawSection(10, many(100)...)),
+		"all locals":   wasmModule(rawSection(10, many(300)...)),
 		"segments":     wasmModule(rawSection(11, huge...)),
 		"segment":      wasmModule(rawSection(11, with(1, 0, 0x41, 0, 0x0b)...)),
 	} {
@@ -225,6 +225,9 @@ func FuzzInstrument(f *testing.F) {
 	}
 	f.Add(startLoop())
 	f.Add(loopForEver.assemble())
+	for _, c := range atTheBounds() {
+		f.Add(withFunction(0, c.code(10)))
+	}
 	ctx := context.Background()
 	r := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter())
 	f.Cleanup(func() { _ = r.Close(ctx) })
