@@ -22,7 +22,7 @@ import (
 // handing is one message of results with everything that came in it, opened.
 type handing struct {
 	from    protocol.PeerID
-	hash    [32]byte // of the envelope of the results
+	hash    []byte // of the envelope of the results; by itself, since attempts keep it
 	results []handed
 	receipt *receipt
 	tails   map[protocol.LeaseID]string
@@ -68,7 +68,8 @@ func (b *Bridge) unpack(ctx context.Context, from protocol.PeerID, req *pb.Resul
 		case rs.Node != from || rs.Bridge != b.self:
 			return nil, p2p.Errorf(p2p.CodeUnauthorized, "the results are of %s for %s", rs.Node, rs.Bridge)
 		}
-		h.hash = sha256.Sum256(req.GetResults())
+		sum := sha256.Sum256(req.GetResults())
+		h.hash = sum[:]
 		for _, r := range rs.Results {
 			h.results = append(h.results, handed{noun: r})
 		}
@@ -239,7 +240,7 @@ func (t *turn) report(a *attempt, h *handing, x *protocol.Result) {
 	}
 	t.returned(a)
 	a.row.RunUS, a.row.CPUMS, a.row.BlocksFetched = x.Outcome.Run.Microseconds(), x.Outcome.CPU.Milliseconds(), x.BlocksFetched
-	a.root, a.sign = x.Root, h.hash[:]
+	a.root, a.sign = x.Root, h.hash
 	if text, ok := h.tails[a.row.ID]; ok {
 		t.must = true
 		t.tails = append(t.tails, store.LogTail{Job: a.row.Job, First: a.row.First, Lease: a.row.ID, Node: h.from, Text: text, At: t.now})

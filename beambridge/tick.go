@@ -11,7 +11,7 @@ import (
 const (
 	// witnessed is how long an ended attempt is remembered for receipts that come late, mostWitnessed how many.
 	witnessed     = time.Hour
-	mostWitnessed = 200_000
+	mostWitnessed = 100_000
 	// paceEvery is how often the predictor's rows are written.
 	paceEvery = 5 * time.Second
 )
