@@ -347,7 +347,7 @@ var pretence = []byte("\x00asm\x01\x00\x00\x00 make believe: no engine ever runs
 func outputOf(value string) (path, content string) {
 	sum := sha256.Sum256([]byte("make believe " + value))
 	text := hex.EncodeToString(sum[:])
-	return value + ".sha256", text + "\n"
+	return text[:20] + ".txt", value + " " + text + "\n"
 }
 
 // makeBelieve is a FAKE EXECUTOR, FOR TESTS ONLY: it runs no code. It says of itself that it is the wasm backend
