@@ -110,10 +110,15 @@ func (b *bench) profile(ctx context.Context, name, url string, args ...string) (
 	if err != nil {
 		return "", fmt.Errorf("profiling %s: %w", name, err)
 	}
-	args = append(append([]string{"tool", "pprof", "-top", "-cum", "-nodecount=70"}, args...), b.exe, path)
+	return pprofText(ctx, b.exe, path, args...)
+}
+
+// pprofText is a profile of a program as text, the costliest first.
+func pprofText(ctx context.Context, exe, path string, args ...string) (string, error) {
+	args = append(append([]string{"tool", "pprof", "-top", "-cum", "-nodecount=70"}, args...), exe, path)
 	out, err := exec.CommandContext(ctx, "go", args...).Output()
 	if err != nil {
-		return "", fmt.Errorf("reading the profile of %s: %w", name, err)
+		return "", fmt.Errorf("reading the profile %s: %w", filepath.Base(path), err)
 	}
 	var text strings.Builder
 	for line := range strings.Lines(string(out)) {
