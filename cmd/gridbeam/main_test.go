@@ -8,17 +8,7 @@ import (
 	"testing"
 )
 
-// asProgram makes this test binary behave as gridbeam: the demo and the tests start it as bridge and nodes.
-const asProgram = "GRIDBEAM_TEST_AS_PROGRAM"
-
 func TestMain(m *testing.M) {
-	if os.Getenv(asProgram) != "" {
-		main()
-		return
-	}
-	if err := os.Setenv(asProgram, "1"); err != nil {
-		panic(err)
-	}
 	code := m.Run()
 	modules.Range(func(_, build any) bool {
 		if path, err := build.(func() (string, error))(); err == nil {

@@ -171,6 +171,7 @@ func runNode(c *cobra.Command, f *nodeFlags) error {
 	}
 	wcfg := wasm.DefaultConfig()
 	wcfg.CacheDir = filepath.Join(dir, "cache", "wasm")
+	wcfg.CompileTimeout = 2 * time.Minute // a large module on a busy machine with one slow core
 	backend, err := wasm.New(wcfg, log)
 	if err != nil {
 		return err
