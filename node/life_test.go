@@ -239,9 +239,7 @@ func TestFailuresAreResultsToo(t *testing.T) {
 						t.Errorf("chunk %d ended with %s, %q", first, o.Reason, o.FirstCause)
 					}
 				}
-				if st := w.node(0).Status(); st.Failed != 3 {
-					t.Errorf("status counts %d failed", st.Failed)
-				}
+				w.within(10*time.Second, "the status counts 3 failed", func() bool { return w.node(0).Status().Failed == 3 })
 			})
 		})
 	}

@@ -423,6 +423,7 @@ func (s *site) judge() (State, []string) {
 // accepts says why no reservation is answered with an offer; a busy node may belong to further jobs, whose chunks
 // then take turns.
 func (s *site) accepts() (protocol.Reason, string) {
+	s.book.setShort(s.shortage()) // the last look may be two seconds old
 	switch state, why := s.judge(); state {
 	case StateReady, StateBusy:
 		return protocol.ReasonNone, ""
