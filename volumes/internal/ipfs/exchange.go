@@ -98,6 +98,7 @@ func (x *Exchange) Run(ctx context.Context) error {
 	x.client = client.New(own, net, x.router, store,
 		client.WithBlockReceivedNotifier(x.server),
 		client.ProviderSearchDelay(x.cfg.ProviderDelay),
+		client.RebroadcastDelay(rebroadcast),
 		client.WithoutDuplicatedBlockStats(),
 		client.WithTraceBlock(true),
 	)
@@ -130,6 +131,10 @@ func (x *Exchange) await(ctx context.Context) error {
 		return ctx.Err()
 	}
 }
+
+// rebroadcast is how often wants that nobody has answered are said again: a holder that got the block at the very
+// moment of the question may have missed to tell. boxo's own minute is as long as a fetch waits at all.
+const rebroadcast = 10 * time.Second
 
 // Session asks for the blocks of one tree; peers that had some are asked first for the rest.
 type Session struct {
