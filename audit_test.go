@@ -75,8 +75,12 @@ func (a *audit) leasesEnd() {
 	for i, m := range a.machines {
 		var s []string
 		a.await(2*time.Minute, fmt.Sprintf("node %d holds nothing of the job", i), func() bool {
+			n := m.Node()
+			if n == nil {
+				return false
+			}
 			s = nil
-			st := m.Node().Status()
+			st := n.Status()
 			for _, l := range st.Leases {
 				s = append(s, fmt.Sprintf("%d under fence %d: %s", l.First, l.Fence, l.State))
 			}

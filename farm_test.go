@@ -69,6 +69,7 @@ type machineKind struct {
 	anchor   bool   // named by the bridge as one whose work needs no copy, with an operator of its own
 	stranger bool   // nobody's; else it carries the label of the bridge's operator
 	pace     func(in executor.Input, fence uint64) time.Duration
+	verdict  func(in executor.Input, fence uint64) protocol.Reason // how a run ends; nil is always well
 	change   func(*node.Config)
 }
 
@@ -232,7 +233,7 @@ func (m *machine) run(ctx context.Context, env testnet.Env) error {
 	if k.change != nil {
 		k.change(&cfg)
 	}
-	backend := newMakeBelieve(k.pace)
+	backend := newMakeBelieve(k.pace, k.verdict)
 	n, err := node.New(cfg, []node.Backend{{Executor: backend, InProcess: true}}, env.Log)
 	if err != nil {
 		return err
@@ -246,7 +247,19 @@ func (m *machine) run(ctx context.Context, env testnet.Env) error {
 	return n.RunOn(ctx, env.Host)
 }
 
-// Node is the node of the present run, nil before the first.
+// Start starts the machine; Node is nil until the run has made it.
+func (m *machine) Start() {
+	m.farm.Helper()
+	m.mu.Lock()
+	m.node = nil
+	m.mu.Unlock()
+	m.Process.Start()
+}
+
+// Restart starts the machine again after a crash.
+func (m *machine) Restart() { m.Start() }
+
+// Node is the node of the present run, nil until it is made.
 func (m *machine) Node() *node.Node {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -354,7 +367,8 @@ func outputOf(value string) (path, content string) {
 // of the highest level, sleeps for as long as pace says, and writes for each input a file that is a function of
 // the input's value. Everything around it is real.
 type makeBelieve struct {
-	pace func(in executor.Input, fence uint64) time.Duration
+	pace    func(in executor.Input, fence uint64) time.Duration
+	verdict func(in executor.Input, fence uint64) protocol.Reason
 
 	mu    sync.Mutex
 	now   map[protocol.LeaseID]bool // what runs
@@ -373,8 +387,11 @@ type madeUp struct {
 
 var _ executor.Backend = (*makeBelieve)(nil)
 
-func newMakeBelieve(pace func(executor.Input, uint64) time.Duration) *makeBelieve {
-	return &makeBelieve{pace: pace, now: map[protocol.LeaseID]bool{}}
+func newMakeBelieve(pace func(executor.Input, uint64) time.Duration, verdict func(executor.Input, uint64) protocol.Reason) *makeBelieve {
+	if verdict == nil {
+		verdict = func(executor.Input, uint64) protocol.Reason { return protocol.ReasonDone }
+	}
+	return &makeBelieve{pace: pace, verdict: verdict, now: map[protocol.LeaseID]bool{}}
 }
 
 func (m *makeBelieve) history() []madeUp {
@@ -427,7 +444,9 @@ func (m *makeBelieve) play(t executor.Task, index int, h *pretendRun) {
 		case why := <-h.stop:
 			out.Reason, out.ExitCode, out.FirstCause = why, -1, "it was stopped"
 		case <-timer.C:
-			if err := writeOutput(&t, in, &out.Usage); err != nil {
+			if why := m.verdict(in, t.Fence); why != protocol.ReasonDone {
+				out.Reason, out.ExitCode, out.FirstCause = why, 1, "the test wants it to end so"
+			} else if err := writeOutput(&t, in, &out.Usage); err != nil {
 				out.Reason, out.ExitCode, out.FirstCause = protocol.ReasonBackendFailed, -1, err.Error()
 			}
 		}

@@ -194,7 +194,7 @@ func (w *whole) plan() (acts []act) {
 func (w *whole) crash(m *machine) {
 	synctest.Wait() // everybody is at rest: no lease is between memory and disk
 	for _, l := range m.Node().Status().Leases {
-		w.held[l.Lease] = protocol.PeerID(m.ID())
+		w.held[l.Lease] = m.ID()
 	}
 	m.Crash()
 }

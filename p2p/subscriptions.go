@@ -1,7 +1,7 @@
 package p2p
 
 import (
-	"strings"
+	"context"
 	"sync"
 	"time"
 
@@ -94,29 +94,47 @@ func (s *subscriptions) forget(p peer.ID) {
 	delete(s.peers, p)
 }
 
-// relearn is how long after a lost connection a peer that is still connected is asked for its subscriptions: the
-// router has to have noticed the loss by then.
-const relearn = time.Second
-
-// notifiee forgets peers when their last connection closes. When another connection stays, the router has
-// dropped what the peer had subscribed to all the same, for good: a peer that was killed and came back is known
-// by its new connection, and seconds later the old one is found dead. So the peer's gossip stream is reset; the
-// peer opens another, and begins it by saying what it subscribes to.
+// notifiee forgets peers when their last connection closes. When another connection stays, that one is closed too: a
+// peer that was killed and came back is known by its new connection, and then the old one is found dead. The router
+// drops what the peer had subscribed to, for good, and to reset a stream would only make the peer's router drop what
+// we have subscribed to. Without any connection both begin anew, each by saying what it hears; whoever keeps the
+// other dials again at once.
 func (s *subscriptions) notifiee() network.Notifiee {
-	return &network.NotifyBundle{DisconnectedF: func(n network.Network, c network.Conn) {
-		id := c.RemotePeer()
-		if n.Connectedness(id) != network.Connected {
-			s.forget(id)
-			return
-		}
-		time.AfterFunc(relearn, func() {
-			for _, c := range n.ConnsToPeer(id) {
-				for _, st := range c.GetStreams() {
-					if st.Stat().Direction == network.DirInbound && strings.HasPrefix(string(st.Protocol()), "/meshsub/") {
-						_ = st.Reset() // the peer may have closed it itself
-					}
+	return &network.NotifyBundle{
+		ConnectedF: func(n network.Network, c network.Conn) {
+			for _, old := range n.ConnsToPeer(c.RemotePeer()) {
+				if old.ID() != c.ID() {
+					go prod(old)
 				}
 			}
-		})
-	}}
+		},
+		DisconnectedF: func(n network.Network, c network.Conn) {
+			id := c.RemotePeer()
+			if n.Connectedness(id) != network.Connected {
+				s.forget(id)
+				return
+			}
+			go func() { _ = n.ClosePeer(id) }() // it may have left meanwhile
+		},
+	}
 }
+
+// prod asks over a connection whose peer has just made another. If that is because the peer's process is a new one,
+// its machine answers that it knows nothing of the old connection, which else would look alive for 30 s.
+func prod(c network.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	st, err := c.NewStream(ctx)
+	if err != nil {
+		return
+	}
+	_ = st.SetDeadline(time.Now().Add(time.Second))
+	if _, err := st.Write(question); err == nil {
+		_, _ = st.Read(make([]byte, 1)) // whatever it says, and if only that the connection is gone
+	}
+	_ = st.Reset()
+}
+
+// question opens a stream for a protocol that nobody speaks: a peer that is there says so. It is long enough for
+// QUIC, which does not answer packets of less than 43 bytes from nowhere.
+var question = []byte("\x13/multistream/1.0.0\n\x28/gridbeam/is-this-connection-dead/1.0.0\n")

@@ -72,6 +72,7 @@ func New(tb testing.TB, opts Options) *Net {
 		before := runtime.GOMAXPROCS(1)
 		tb.Cleanup(func() { runtime.GOMAXPROCS(before) })
 	}
+	tb.TempDir() // the removal of directories comes first here, so that it happens after the network has ended
 	n := &Net{tb: tb, opts: opts, faults: newFaults(opts.Seed)}
 	n.sim = &simnet.Simnet{
 		LatencyFunc: func(p *simnet.Packet) time.Duration { return opts.Latency + n.faults.delay(p.From, p.To) },

@@ -243,6 +243,71 @@ func TestCrashKeepsTheDiskAndLosesTheRest(t *testing.T) {
 	})
 }
 
+func TestWhoCrashesAndIsBackAtOnceHearsGossipAndIsHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := New(t, Options{Seed: 6})
+		hub := net.Hosts(1)[0]
+		topics, heard := hear(t, []*p2p.Host{hub}, protocol.TopicTrust)
+		topic := topics[0]
+		var got atomic.Int64
+		node := net.Process(func(ctx context.Context, env Env) error {
+			topic, err := p2p.Join(env.Host, protocol.TopicTrust, p2p.TopicConfig[string]{Decode: func(b []byte, _ peer.ID) (string, error) { return string(b), nil }})
+			if err != nil {
+				return err
+			}
+			sub, err := topic.Subscribe()
+			if err != nil {
+				return err
+			}
+			for {
+				m, err := sub.Next(ctx)
+				if err != nil {
+					return nil
+				}
+				if strings.Contains(m.Value, "news") {
+					got.Add(1)
+				}
+			}
+		}, func(c *p2p.Config) { c.Bootstrap = []peer.AddrInfo{hub.AddrInfo()} })
+		speaks := net.Process(func(ctx context.Context, env Env) error { // without subscribing, as nodes send heartbeats
+			topic, err := p2p.Join(env.Host, protocol.TopicTrust, p2p.TopicConfig[string]{Decode: func(b []byte, _ peer.ID) (string, error) { return string(b), nil }})
+			if err != nil {
+				return err
+			}
+			for n := 0; ; n++ {
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-time.After(time.Second):
+					if err := topic.Publish(ctx, fmt.Append(nil, env.Host.ID(), " ", env.Run, n)); err != nil && ctx.Err() == nil {
+						return err
+					}
+				}
+			}
+		}, func(c *p2p.Config) { c.Bootstrap = []peer.AddrInfo{hub.AddrInfo()} })
+		node.Start()
+		speaks.Start()
+		for run := range 6 { // the router itself gives up on a peer after four
+			time.Sleep(10 * time.Second) // virtual
+			before, beforeHeard := got.Load(), heard[0].Load()
+			for i := range 5 {
+				publish(t, topic, hub, fmt.Sprint("news ", run, i))
+				time.Sleep(time.Second) // virtual
+			}
+			if n := got.Load() - before; n != 5 {
+				t.Errorf("run %d: %d of 5 messages reached who subscribes", run, n)
+			}
+			if n := heard[0].Load() - beforeHeard; n < 4 {
+				t.Errorf("run %d: %d messages in 5 s from who only publishes, want 5", run, n)
+			}
+			for _, p := range []*Process{node, speaks} {
+				p.Crash()
+				p.Restart()
+			}
+		}
+	})
+}
+
 func TestCallsSucceedOnALossySlowDuplicatingNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := New(t, Options{Seed: 4})
