@@ -70,8 +70,12 @@ func TestJ1_ThePlanNeverHoldsANodeThatViolatesWhatTheJobWants(t *testing.T) {
 			gb    int
 			major float64
 		}{
-			{"NVIDIA H100 80GB HBM3", 79.65, "H100", 80, 9}, {"NVIDIA A100-SXM4-80GB", 79.15, "A100", 80, 8}, {"NVIDIA A100-SXM4-40GB", 39.39, "A100", 40, 8},
-			{"NVIDIA GeForce RTX 4090", 23.99, "RTX 4090", 24, 8.9}, {"Tesla T4", 15.36, "T4", 16, 7.5}, {"", 0, "", 0, 0},
+			{"NVIDIA H100 80GB HBM3", 79.65, "H100", 80, 9},
+			{"NVIDIA A100-SXM4-80GB", 79.15, "A100", 80, 8},
+			{"NVIDIA A100-SXM4-40GB", 39.39, "A100", 40, 8},
+			{"NVIDIA GeForce RTX 4090", 23.99, "RTX 4090", 24, 8.9},
+			{"Tesla T4", 15.36, "T4", 16, 7.5},
+			{"", 0, "", 0, 0},
 		} {
 			for k := range 2 {
 				if s.raw == "" {
