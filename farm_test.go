@@ -73,14 +73,6 @@ type machineKind struct {
 	change   func(*node.Config)
 }
 
-// newFarm starts a bridge; add adds nodes to it.
-func newFarm(t *testing.T, seed uint64, change ...func(*beambridge.Config)) *farm {
-	t.Helper()
-	f := unstarted(t, seed, change...)
-	f.start()
-	return f
-}
-
 // inMemory keeps what the test writes in memory where there is room: in virtual time nothing is slower than a disk.
 // What a crash keeps does not depend on it: testnet's crashes fall between writes.
 func inMemory(t *testing.T) {
@@ -92,7 +84,7 @@ func inMemory(t *testing.T) {
 }
 
 // unstarted is a farm whose bridge, and whose nodes that are placed, wait for start.
-func unstarted(t *testing.T, seed uint64, change ...func(*beambridge.Config)) *farm {
+func newFarm(t *testing.T, seed uint64, change ...func(*beambridge.Config)) *farm {
 	t.Helper()
 	inMemory(t)
 	// Two nodes at each site, for copies that are compared have to stand apart; all in one /16, so that the directory
@@ -277,7 +269,7 @@ func (m *machine) awaitNode() {
 			default:
 			}
 		}
-		time.Sleep(100 * time.Millisecond) // virtual
+		pass(100 * time.Millisecond)
 	}
 	m.farm.Fatalf("node %d does not come up", m.Index())
 }
@@ -302,7 +294,7 @@ func (f *farm) await(within time.Duration, what string, ok func() bool) {
 		if time.Now().After(end) {
 			f.Fatalf("not within %s: %s", within, what)
 		}
-		time.Sleep(time.Second) // virtual
+		pass(time.Second)
 	}
 }
 

@@ -123,7 +123,7 @@ func (e *engine) stream(ctx context.Context, l *link) (opened bool, err error) {
 	} else {
 		f.Reset()
 	}
-	_ = <-reports // the reader is gone, whatever it ended with
+	_ = <-reports //nolint:staticcheck // the reader is gone, whatever it ended with; errcheck wants the blank
 	return true, err
 }
 

@@ -10,7 +10,7 @@ import (
 // took hands in a result with a run time.
 func (d *desk) took(l Lease, seconds float64) {
 	d.t.Helper()
-	_, fx := d.tr.Result(End{Lease: l.ID, Node: l.Node, Range: l.Range, Fence: l.Fence, Reason: Reason(protocol.ReasonDone), Digest: "same", Seconds: seconds}, d.now)
+	_, fx := d.tr.Result(End{Lease: l.ID, Node: l.Node, Range: l.Range, Fence: l.Fence, Reason: protocol.ReasonDone, Digest: "same", Seconds: seconds}, d.now)
 	d.keep(fx)
 }
 
