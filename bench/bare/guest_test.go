@@ -19,8 +19,8 @@ import (
 
 var guest = flag.String("guest", "", "BenchmarkGuest: the module, which writes the FNV-1a hash of its argument to /out/h")
 
-// BenchmarkGuest runs a module once for each input with wazero alone: one runtime, compiled once, an instance on
-// each core at a time, outputs to real files that are checked when the clock stands.
+// BenchmarkGuest runs a module once for each input with wazero alone: one runtime, compiled once, as many instances
+// at a time as -test.cpu says, outputs to real files that are checked when the clock stands.
 func BenchmarkGuest(b *testing.B) {
 	if *guest == "" {
 		b.Skip("no -guest")
