@@ -6,11 +6,13 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -73,13 +75,8 @@ type machineKind struct {
 	change   func(*node.Config)
 }
 
-// newFarm starts a bridge; add adds nodes to it.
-func newFarm(t *testing.T, seed uint64, change ...func(*beambridge.Config)) *farm {
-	t.Helper()
-	f := unstarted(t, seed, change...)
-	f.start()
-	return f
-}
+// pass lets virtual time pass.
+func pass(d time.Duration) { <-time.After(d) }
 
 // inMemory keeps what the test writes in memory where there is room: in virtual time nothing is slower than a disk.
 // What a crash keeps does not depend on it: testnet's crashes fall between writes.
@@ -91,8 +88,8 @@ func inMemory(t *testing.T) {
 	}
 }
 
-// unstarted is a farm whose bridge, and whose nodes that are placed, wait for start.
-func unstarted(t *testing.T, seed uint64, change ...func(*beambridge.Config)) *farm {
+// newFarm is a farm whose bridge, and whose nodes that are placed, wait for start.
+func newFarm(t *testing.T, seed uint64, change ...func(*beambridge.Config)) *farm {
 	t.Helper()
 	inMemory(t)
 	// Two nodes at each site, for copies that are compared have to stand apart; all in one /16, so that the directory
@@ -277,7 +274,7 @@ func (m *machine) awaitNode() {
 			default:
 			}
 		}
-		time.Sleep(100 * time.Millisecond) // virtual
+		pass(100 * time.Millisecond)
 	}
 	m.farm.Fatalf("node %d does not come up", m.Index())
 }
@@ -302,8 +299,27 @@ func (f *farm) await(within time.Duration, what string, ok func() bool) {
 		if time.Now().After(end) {
 			f.Fatalf("not within %s: %s", within, what)
 		}
-		time.Sleep(time.Second) // virtual
+		pass(time.Second)
 	}
+}
+
+// known waits until the bridge knows so many nodes.
+func (f *farm) known(n int) {
+	f.Helper()
+	f.await(3*time.Minute, fmt.Sprintf("the bridge knows %d nodes", n), func() bool {
+		list, err := f.Bridge().ListNodes(context.Background(), alice, nil)
+		return err == nil && len(list.Nodes) >= n && !slices.ContainsFunc(list.Nodes, func(x protocol.NodeInfo) bool { return x.State != "READY" })
+	})
+}
+
+// check asks how many nodes match a job.
+func (f *farm) check(j protocol.Job) protocol.ValidateReply {
+	f.Helper()
+	r, err := f.Bridge().CheckJob(context.Background(), alice, protocol.SubmitRequest{Job: j})
+	if err != nil {
+		f.Fatal(err)
+	}
+	return r
 }
 
 // module gives the bridge the module of makeBelieve's jobs and returns its CID.

@@ -247,7 +247,7 @@ func TestC1_ANodeIsReadyFromACleanDirectoryAndAnImportedKeyKeepsItsPeerID(t *tes
 // "Regularly reports refreshed specs": what is old is never selected.
 func TestD2_AStaleOrReplayedRecordIsNeverSelected(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		f := unstarted(t, 14)
+		f := newFarm(t, 14)
 		c := f.claim(gpus("NVIDIA H100 80GB HBM3", 79.65, 4))
 		f.start()
 		c.Start()
@@ -260,7 +260,7 @@ func TestD2_AStaleOrReplayedRecordIsNeverSelected(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(5 * time.Second) // virtual
+			pass(5 * time.Second)
 			if _, err := f.Bridge().CancelJob(context.Background(), alice, s.ID); err != nil {
 				t.Fatal(err)
 			}
@@ -309,7 +309,7 @@ func TestD2_AStaleOrReplayedRecordIsNeverSelected(t *testing.T) {
 		}
 
 		c.Crash() // its last heartbeat grows old
-		time.Sleep(3 * time.Minute)
+		pass(3 * time.Minute)
 		if asked("T4") || asked("H100") {
 			t.Error("a node that has been silent for three heartbeats is selected")
 		}
@@ -317,7 +317,7 @@ func TestD2_AStaleOrReplayedRecordIsNeverSelected(t *testing.T) {
 		if asked("T4") || asked("H100") {
 			t.Error("old heartbeats make a silent node selected")
 		}
-		time.Sleep(95 * time.Minute) // its record ends
+		pass(95 * time.Minute) // its record ends
 		if list, err := f.Bridge().ListNodes(context.Background(), alice, nil); err != nil || len(list.Nodes) != 0 {
 			t.Errorf("listed after its record has ended: %+v, %v", list, err)
 		}

@@ -32,29 +32,10 @@ func every(d time.Duration) func(executor.Input, uint64) time.Duration {
 	return func(executor.Input, uint64) time.Duration { return d }
 }
 
-// known waits until the bridge knows so many nodes.
-func (f *farm) known(n int) {
-	f.Helper()
-	f.await(3*time.Minute, fmt.Sprintf("the bridge knows %d nodes", n), func() bool {
-		list, err := f.Bridge().ListNodes(context.Background(), alice, nil)
-		return err == nil && len(list.Nodes) >= n && !slices.ContainsFunc(list.Nodes, func(x protocol.NodeInfo) bool { return x.State != "READY" })
-	})
-}
-
-// check asks how many nodes match a job.
-func (f *farm) check(j protocol.Job) protocol.ValidateReply {
-	f.Helper()
-	r, err := f.Bridge().CheckJob(context.Background(), alice, protocol.SubmitRequest{Job: j})
-	if err != nil {
-		f.Fatal(err)
-	}
-	return r
-}
-
 // "Select specific GPU types."
 func TestJ1_ThePlanNeverHoldsANodeThatViolatesWhatTheJobWants(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		f := unstarted(t, 5)
+		f := newFarm(t, 5)
 		type supply struct {
 			*claimant
 			chip    string
@@ -116,7 +97,7 @@ func TestJ1_ThePlanNeverHoldsANodeThatViolatesWhatTheJobWants(t *testing.T) {
 				t.Fatal(err)
 			}
 			id := st.ID
-			time.Sleep(1500 * time.Millisecond) // virtual: a placement and its answers
+			pass(1500 * time.Millisecond) // a placement and its answers
 			asked, fit := 0, 0
 			for _, s := range all {
 				accepted := len(want.GPU) == 0 || slices.ContainsFunc(want.GPU, func(m string) bool {
@@ -156,7 +137,7 @@ func TestJ1_ThePlanNeverHoldsANodeThatViolatesWhatTheJobWants(t *testing.T) {
 // "Specify node reputation thresholds."
 func TestJ2_TheThresholdOfReputationIsExactAndLittleEvidenceIsNotEnough(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		f := unstarted(t, 6)
+		f := newFarm(t, 6)
 		fail := true
 		for range 3 {
 			m := f.place(machineKind{slots: 4, anchor: true, pace: every(500 * time.Millisecond)})
@@ -261,7 +242,7 @@ func TestJ3_WhateverTheInputsTheChunksAreTheWholeExactlyOnce(t *testing.T) {
 	results := map[string]map[string]bool{}
 	for _, nodes := range []int{1, 3} {
 		inBubble(t, func(t *testing.T) {
-			f := unstarted(t, uint64(nodes))
+			f := newFarm(t, uint64(nodes))
 			for range nodes {
 				f.place(machineKind{slots: 2, pace: every(700 * time.Millisecond)})
 			}
@@ -276,7 +257,7 @@ func TestJ3_WhateverTheInputsTheChunksAreTheWholeExactlyOnce(t *testing.T) {
 				}
 				a := &audit{farm: f, job: s.ID, texts: k.texts}
 				if nodes > 1 { // kill -9
-					time.Sleep(1200 * time.Millisecond) // virtual
+					pass(1200 * time.Millisecond)
 					f.machines[1].Crash()
 				}
 				last := a.over(5*time.Minute, func(protocol.JobStatus) {})
@@ -302,7 +283,7 @@ func TestJ3_WhateverTheInputsTheChunksAreTheWholeExactlyOnce(t *testing.T) {
 // "Suitable for distribution across the network."
 func TestJ4_AChunkThatRanTwiceIsAccountedOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		f := unstarted(t, 8)
+		f := newFarm(t, 8)
 		for range 3 {
 			f.place(machineKind{slots: 2, ask: 2_000_000, anchor: true, pace: every(4 * time.Second)})
 		}
@@ -311,9 +292,9 @@ func TestJ4_AChunkThatRanTwiceIsAccountedOnce(t *testing.T) {
 		a := &audit{farm: f, texts: numbers(40), deposit: 50_000_000}
 		f.credit(a.deposit)
 		a.job = f.submit(sweep(40))
-		time.Sleep(6 * time.Second) // virtual
+		pass(6 * time.Second)
 		f.net.Partition([]int{f.machines[2].Index()})
-		time.Sleep(11 * time.Second) // its leases lapse, others get them, and it finishes them all the same
+		pass(11 * time.Second) // its leases lapse, others get them, and it finishes them all the same
 		f.net.Heal()
 		last := a.over(5*time.Minute, func(protocol.JobStatus) {})
 		begun := map[uint64]int{}
@@ -336,19 +317,19 @@ func TestJ4_AChunkThatRanTwiceIsAccountedOnce(t *testing.T) {
 // "The agent handles orchestration commands": its daemon is killed mid-job.
 func TestC2_AKilledDaemonTakesItsLeasesUpAgainAndNothingRunsTwice(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		f := unstarted(t, 9)
+		f := newFarm(t, 9)
 		m := f.place(machineKind{slots: 3, anchor: true, pace: every(15 * time.Second)})
 		f.start()
 		f.known(1)
 		a := &audit{farm: f, texts: numbers(9), held: map[protocol.LeaseID]protocol.PeerID{}}
 		a.job = f.submit(sweep(9))
-		time.Sleep(6 * time.Second) // virtual
+		pass(6 * time.Second)
 		synctest.Wait()
 		for _, l := range m.Node().Status().Leases {
 			a.held[l.Lease] = m.ID()
 		}
 		m.Crash()
-		time.Sleep(2 * time.Second) // virtual
+		pass(2 * time.Second)
 		m.Restart()
 		last := a.over(5*time.Minute, func(protocol.JobStatus) {})
 		if last.Leases != 9 || len(last.Retried) != 0 {
@@ -364,7 +345,7 @@ func TestC2_AKilledDaemonTakesItsLeasesUpAgainAndNothingRunsTwice(t *testing.T) 
 // "Select an optimal set of nodes": the choice is explained, term by term.
 func TestO1_TheSelectionExplainsEveryNodeInSeconds(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		f := unstarted(t, 10)
+		f := newFarm(t, 10)
 		for i := range 4 {
 			f.place(machineKind{slots: 2, ask: uint64(1_000_000 * (i + 1)), anchor: true, pace: every(time.Second)})
 		}
@@ -416,7 +397,7 @@ func TestO1_TheSelectionExplainsEveryNodeInSeconds(t *testing.T) {
 func TestR2_OfEqualNodesTheOneWithTheBetterScoreIsChosen(t *testing.T) {
 	for bad := range 2 {
 		inBubble(t, func(t *testing.T) {
-			f := unstarted(t, 20+uint64(bad))
+			f := newFarm(t, 20+uint64(bad))
 			for i := range 2 {
 				m := f.place(machineKind{slots: 2, anchor: true, pace: every(time.Second)})
 				m.kind.verdict = func(in executor.Input, fence uint64) protocol.Reason {
@@ -442,7 +423,7 @@ func TestR2_OfEqualNodesTheOneWithTheBetterScoreIsChosen(t *testing.T) {
 				t.Fatalf("the failing node scores %v, the other %v", score[bad].Score, score[1-bad].Score)
 			}
 			for range 3 {
-				time.Sleep(time.Minute) // virtual: heartbeats say that both are free
+				pass(time.Minute) // heartbeats say that both are free
 				j := sweep(4)
 				j.Placement.Nodes = protocol.NodeRange{Min: 1, Max: 1}
 				a = &audit{farm: f, job: f.submit(j), texts: numbers(4)}
@@ -460,7 +441,7 @@ func TestR2_OfEqualNodesTheOneWithTheBetterScoreIsChosen(t *testing.T) {
 // "Differential blame": a poisoned job harms no node's score.
 func TestR4_APoisonedJobHarmsNoNodesScore(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		f := unstarted(t, 11)
+		f := newFarm(t, 11)
 		for range 4 {
 			m := f.place(machineKind{slots: 2, anchor: true, pace: every(time.Second)})
 			m.kind.verdict = func(in executor.Input, _ uint64) protocol.Reason {
@@ -509,7 +490,7 @@ func TestR4_APoisonedJobHarmsNoNodesScore(t *testing.T) {
 func TestM1_TheStatesOfANodeSumToItsUptime(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		const slots = 3
-		f := unstarted(t, 12)
+		f := newFarm(t, 12)
 		m := f.place(machineKind{slots: slots, anchor: true, pace: every(7 * time.Second)})
 		f.start()
 		f.known(1)
@@ -517,11 +498,11 @@ func TestM1_TheStatesOfANodeSumToItsUptime(t *testing.T) {
 		a := &audit{farm: f, texts: numbers(20)}
 		a.job = f.submit(sweep(20))
 		a.over(5*time.Minute, func(protocol.JobStatus) {})
-		time.Sleep(5 * time.Minute) // virtual
+		pass(5 * time.Minute)
 		m.Crash()
 		m.Restart()
 		m.awaitNode()
-		time.Sleep(5 * time.Minute) // virtual
+		pass(5 * time.Minute)
 		up := time.Since(began)
 		if err := f.bridge.Stop(); err != nil {
 			t.Fatal(err)
@@ -559,7 +540,7 @@ func TestM1_TheStatesOfANodeSumToItsUptime(t *testing.T) {
 // "Determines proportional RNDR rewards."
 func TestM3_TheSharesOfAPoolAreProportionalAndLoseNoUnit(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
-		f := unstarted(t, 13)
+		f := newFarm(t, 13)
 		for i := range 3 {
 			f.place(machineKind{slots: 1 + i, ask: 1_000_000, anchor: true, pace: every(time.Second)})
 		}
@@ -569,7 +550,7 @@ func TestM3_TheSharesOfAPoolAreProportionalAndLoseNoUnit(t *testing.T) {
 		a := &audit{farm: f, texts: numbers(70)}
 		a.job = f.submit(sweep(70))
 		a.over(5*time.Minute, func(protocol.JobStatus) {})
-		time.Sleep(20 * time.Second) // virtual: late receipts
+		pass(20 * time.Second) // late receipts
 		st, err := f.Bridge().JobStatement(context.Background(), alice, a.job)
 		if err != nil || len(st.Lines) != 3 {
 			t.Fatalf("statement %+v, %v", st, err)
