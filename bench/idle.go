@@ -35,7 +35,7 @@ func measureReady(ctx context.Context, b *bench) ([]result, error) {
 		}
 		err = g.untilReady(ctx, w)
 		took = time.Since(began)
-		w.kill()
+		w.stop()
 		if err != nil {
 			return nil, err
 		}

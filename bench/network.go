@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gridbeam/gridbeam/beambridge/client"
@@ -128,7 +129,7 @@ func (g *grid) startNode(ctx context.Context, w *worker) error {
 		return err
 	}
 	w.pprof = port
-	w.child, err = spawn(w.name, g.dir, g.b.exe, "node", "run", "--data", g.data(w), "--local", "--price", "0", "--pprof", "127.0.0.1:"+port, "--mdns=false",
+	w.child, err = spawn(w.name, g.dir, g.b.exe, "node", "run", "--data", g.data(w), "--local", "--price", "0", "--drain", "0s", "--pprof", "127.0.0.1:"+port, "--mdns=false",
 		"--config-dir", g.config(), "--log-level", "warn", "--output", "json")
 	if err != nil {
 		return err
@@ -171,11 +172,13 @@ func (g *grid) awaitNodes(ctx context.Context) error {
 
 // close ends every process and forgets their data.
 func (g *grid) close() {
+	var wg sync.WaitGroup
 	for _, w := range g.nodes {
 		if w.child != nil {
-			w.kill()
+			wg.Go(w.stop) // in order: a killed node leaves its scratch files in memory
 		}
 	}
+	wg.Wait()
 	if g.bridge != nil {
 		g.bridge.kill()
 	}
