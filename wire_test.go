@@ -13,9 +13,9 @@ import (
 	"testing"
 	"time"
 
-	pubsubpb "github.com/libp2p/go-libp2p-pubsub/pb"
-
+	"github.com/libp2p/go-libp2p"
 	kadpb "github.com/libp2p/go-libp2p-kad-dht/pb"
+	pubsubpb "github.com/libp2p/go-libp2p-pubsub/pb"
 	kadrecord "github.com/libp2p/go-libp2p-record"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
@@ -52,6 +52,21 @@ func realHost(t *testing.T, key crypto.PrivKey, listen ...string) *p2p.Host {
 	t.Cleanup(func() {
 		stop()
 		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+// bareHost is a host of the library without a router of ours, so that all that it says is what a test says.
+func bareHost(t *testing.T, key crypto.PrivKey) host.Host {
+	t.Helper()
+	h, err := libp2p.New(libp2p.Identity(key), libp2p.NoListenAddrs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
 			t.Error(err)
 		}
 	})
