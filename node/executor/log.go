@@ -38,6 +38,8 @@ type LogRecord struct {
 	Stream Stream
 	// Line is the text without its line feed.
 	Line string
+	// Input is the index of the input that printed it, where the backend knows; else 0.
+	Input uint64
 }
 
 // Log is a ring of lines: it keeps the newest, counts what it lost and never makes a writer wait.
@@ -61,10 +63,13 @@ func NewLog(capacity int64, now func() time.Time) *Log {
 }
 
 // Append adds a line of at most MaxLogLine bytes and drops the oldest until all fit.
-func (l *Log) Append(stream Stream, line []byte) {
+func (l *Log) Append(stream Stream, line []byte) { l.AppendOf(0, stream, line) }
+
+// AppendOf adds a line that an input printed.
+func (l *Log) AppendOf(input uint64, stream Stream, line []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r := LogRecord{Offset: l.end, Time: l.now(), Stream: stream, Line: string(line)}
+	r := LogRecord{Offset: l.end, Time: l.now(), Stream: stream, Line: string(line), Input: input}
 	l.records = append(l.records, r)
 	l.end += r.size()
 	l.kept += r.size()

@@ -23,8 +23,12 @@ type Task struct {
 	Lease protocol.LeaseID
 	// Fence is the lease's fencing token; a backend only carries it.
 	Fence uint64
-	// Module is the code.
+	// Module is the code of a WebAssembly task; it has none when Function is set.
 	Module Module
+	// Function is the code of a task that calls a function of a host runtime, else nil.
+	Function *Function
+	// Tenant names whose work it is. What serves one tenant never serves another.
+	Tenant string
 	// Inputs are the chunk's inputs, run in this order, each in a fresh instance.
 	Inputs []Input
 	// Command is the program's name and its arguments; "{input}" and "{index}" in any of them stand for
@@ -34,6 +38,8 @@ type Task struct {
 	Env map[string]string
 	// Mounts are what the code can read.
 	Mounts []Mount
+	// Devices are the device files that it may open, apart from the harmless ones that every run has.
+	Devices []Device
 	// OutDir is an empty directory of the host, absolute. An input's /out is OutDir/<index>, which exists
 	// after the run only if the input wrote something.
 	OutDir string
@@ -56,22 +62,109 @@ type Module struct {
 	Load func(ctx context.Context) ([]byte, error)
 }
 
+// Function is a function of a host runtime that is called once with each input (beam-interface.md 9).
+type Function struct {
+	// Runtime is python3, or python3.N for that minor version only.
+	Runtime string
+	// Handler is MODULE:FUNCTION, or FILE.pkl:FUNCTION, below Code.
+	Handler string
+	// OnStart is a handler that is called once in each process before anything else; it may be empty.
+	OnStart string
+	// Code is a host directory, absolute, with the user's files. The run sees a private copy that it may write.
+	Code string
+	// Spec names everything that a warm process depends on: code, handler, volumes, environment, limits. Tasks of
+	// one tenant with equal specs may share one, one after another or, up to Workers, at a time.
+	Spec string
+	// Workers is how many inputs run at a time, at least 1.
+	Workers int
+	// Timeout bounds one input; 0 leaves it to Limits.Wall.
+	Timeout time.Duration
+	// KeepWarm is how long a process waits for more work; 0 is the backend's default.
+	KeepWarm time.Duration
+}
+
+// Encoding is how the arguments of a function's input are written.
+type Encoding string
+
+// Encodings.
+const (
+	// EncodingPickle is Python's pickle of {"args": (…), "kwargs": {…}}.
+	EncodingPickle Encoding = "pickle"
+	// EncodingJSON is JSON {"args": […], "kwargs": {…}}.
+	EncodingJSON Encoding = "json"
+	// EncodingSkip is an input that was withdrawn before it began: nothing runs and its outcome is cancelled.
+	EncodingSkip Encoding = "skip"
+)
+
 // Input is one element of the job's input sequence.
 type Input struct {
 	// Index is its place in the whole sequence, not in the chunk.
 	Index uint64
 	// Value is its text.
 	Value string
+	// Args are the arguments of a function's input, written as Encoding says.
+	Args []byte
+	// Encoding goes with Args.
+	Encoding Encoding
+}
+
+// Files that a backend writes into the output directory of a function's input.
+const (
+	// OutcomeFile is the JSON of an InputOutcome. It is there for every input that has ended.
+	OutcomeFile = "outcome.json"
+	// ResultFile is what the function returned, there when the outcome is ok.
+	ResultFile = "result"
+	// WrittenDir holds, below the volume's target without its first slash, files that the function wrote into a
+	// writable mount since its process began or since the last input that reported them.
+	WrittenDir = "written"
+)
+
+// InputOutcome is how one input of a function ended. That a function fails is a result like any other: the chunk
+// is done all the same.
+type InputOutcome struct {
+	// Reason is done, exit_nonzero for an exception, bad_command for code that cannot be loaded, signal for a
+	// process that was killed, oom, timeout or cancelled.
+	Reason protocol.Reason `json:"reason"`
+	// Exit is what Beam's clients are told: 0, 1 error, 2 cannot load, 3 cancelled, 4 timeout, -9 killed.
+	Exit int32 `json:"exit"`
+	// Text is the user's traceback or the cause, at most 64 KiB of valid UTF-8.
+	Text string `json:"text,omitempty"`
+	// Encoding is that of the result file.
+	Encoding Encoding `json:"encoding,omitempty"`
+	// RunMicros is how long it ran, CPUMillis its processor time, MemoryBytes its largest memory.
+	RunMicros   int64 `json:"run_us"`
+	CPUMillis   int64 `json:"cpu_ms"`
+	MemoryBytes int64 `json:"memory_bytes"`
+	// Log is what it printed, in order, at most 64 KiB; LogDropped counts the bytes that are only in the log.
+	Log        []InputLog `json:"log,omitempty"`
+	LogDropped int64      `json:"log_dropped,omitempty"`
+}
+
+// InputLog is one line that an input printed.
+type InputLog struct {
+	Stream Stream `json:"s"`
+	Line   string `json:"l"`
 }
 
 // Mount is a file system at a path.
 type Mount struct {
 	// FS holds the files. It has to keep within itself: os.Root.FS does, os.DirFS follows links out.
 	FS fs.FS
+	// Dir is a host directory with the files, absolute, for a Function; FS is nil then.
+	Dir string
 	// Target is an absolute, clean path such as /data, outside /out.
 	Target string
-	// ReadOnly has to be true: writable mounts come with writable volumes.
+	// Links are further paths at which the same files are found, absolute, or relative to the work directory.
+	Links []string
+	// ReadOnly says that nothing can be written. What a Function writes into another mount lands in a private copy
+	// and is reported in WrittenDir; other tasks have read-only mounts only.
 	ReadOnly bool
+}
+
+// Device is a device file of the host.
+type Device struct {
+	// Path is the same outside and inside, such as /dev/nvidia0.
+	Path string
 }
 
 // Limits bound one run, all its inputs together but for Memory, which bounds each instance.
@@ -86,6 +179,12 @@ type Limits struct {
 	OutputFiles int64
 	// OpenFiles bounds descriptors at one time; default 4,096.
 	OpenFiles int
+	// Processes bounds processes and threads of a Function; default 512.
+	Processes int64
+	// Disk bounds what a Function writes outside of its outputs, in bytes; default 5 GiB.
+	Disk int64
+	// CPUMillis is a Function's share of processors, in thousandths of one; 0 is no bound.
+	CPUMillis int64
 }
 
 // DefaultLimits returns the defaults of execution.md 3 with the given longest run.
@@ -96,6 +195,8 @@ func DefaultLimits(wall time.Duration) Limits {
 		OutputBytes: 1 << 30,
 		OutputFiles: 100_000,
 		OpenFiles:   4096,
+		Processes:   512,
+		Disk:        5 << 30,
 	}
 }
 
@@ -108,14 +209,23 @@ const (
 // from the job file is ReasonBadCommand, what the node itself has to get right ReasonStartFailed.
 func (t *Task) Validate() error {
 	switch {
-	case t.Module.CID == "":
+	case t.Function != nil && t.Module.CID != "":
+		return refuse(protocol.ReasonStartFailed, "Module and Function are both set")
+	case t.Function == nil && t.Module.CID == "":
 		return refuse(protocol.ReasonStartFailed, "Module.CID is empty")
-	case t.Module.Load == nil:
+	case t.Function == nil && t.Module.Load == nil:
 		return refuse(protocol.ReasonStartFailed, "Module.Load is nil")
 	case len(t.Inputs) == 0:
 		return refuse(protocol.ReasonStartFailed, "Inputs is empty")
 	case !filepath.IsAbs(t.OutDir):
 		return refuse(protocol.ReasonStartFailed, "OutDir %q is not absolute", t.OutDir)
+	}
+	if t.Function != nil {
+		if err := t.Function.validate(); err != nil {
+			return err
+		}
+	} else if len(t.Command) == 0 || t.Command[0] == "" {
+		return refuse(protocol.ReasonBadCommand, "Command is empty: give at least the program's name")
 	}
 	if err := t.validateCommand(); err != nil {
 		return err
@@ -126,10 +236,27 @@ func (t *Task) Validate() error {
 	return t.Limits.validate()
 }
 
-func (t *Task) validateCommand() error {
-	if len(t.Command) == 0 || t.Command[0] == "" {
-		return refuse(protocol.ReasonBadCommand, "Command is empty: give at least the program's name")
+func (f *Function) validate() error {
+	switch {
+	case f.Runtime == "":
+		return refuse(protocol.ReasonStartFailed, "Function.Runtime is empty")
+	case !strings.Contains(f.Handler, ":"):
+		return refuse(protocol.ReasonBadCommand, "Function.Handler %q is no MODULE:FUNCTION", f.Handler)
+	case f.OnStart != "" && !strings.Contains(f.OnStart, ":"):
+		return refuse(protocol.ReasonBadCommand, "Function.OnStart %q is no MODULE:FUNCTION", f.OnStart)
+	case !filepath.IsAbs(f.Code):
+		return refuse(protocol.ReasonStartFailed, "Function.Code %q is not absolute", f.Code)
+	case f.Spec == "":
+		return refuse(protocol.ReasonStartFailed, "Function.Spec is empty")
+	case f.Workers < 1:
+		return refuse(protocol.ReasonBadCommand, "Function.Workers is %d, want at least 1", f.Workers)
+	case f.Timeout < 0 || f.KeepWarm < 0:
+		return refuse(protocol.ReasonBadCommand, "Function.Timeout and KeepWarm are %s and %s, want 0 or more", f.Timeout, f.KeepWarm)
 	}
+	return nil
+}
+
+func (t *Task) validateCommand() error {
 	seen := make(map[uint64]bool, len(t.Inputs))
 	for _, in := range t.Inputs {
 		if strings.ContainsRune(in.Value, 0) {
@@ -163,15 +290,17 @@ func (t *Task) validateMounts() error {
 	targets := make(map[string]bool, len(t.Mounts))
 	for i, m := range t.Mounts {
 		switch {
-		case m.FS == nil:
+		case t.Function == nil && m.FS == nil:
 			return refuse(protocol.ReasonStartFailed, "Mounts[%d].FS is nil", i)
+		case t.Function != nil && !filepath.IsAbs(m.Dir):
+			return refuse(protocol.ReasonStartFailed, "Mounts[%d].Dir %q is not absolute", i, m.Dir)
 		case !path.IsAbs(m.Target) || path.Clean(m.Target) != m.Target || m.Target == "/" || strings.ContainsRune(m.Target, 0):
 			return refuse(protocol.ReasonBadCommand, "Mounts[%d].Target %q is no clean absolute path below /", i, m.Target)
 		case m.Target == outTarget || strings.HasPrefix(m.Target, outTarget+"/"):
 			return refuse(protocol.ReasonBadCommand, "Mounts[%d].Target %q lies in /out, which belongs to the outputs", i, m.Target)
 		case targets[m.Target]:
 			return refuse(protocol.ReasonBadCommand, "Mounts[%d].Target %q is taken by an earlier mount", i, m.Target)
-		case !m.ReadOnly:
+		case t.Function == nil && !m.ReadOnly:
 			return refuse(protocol.ReasonStartFailed, "Mounts[%d].ReadOnly is false: writable mounts are not offered", i)
 		}
 		targets[m.Target] = true
