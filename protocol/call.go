@@ -27,6 +27,28 @@ type Run struct {
 	Command []string
 	// Env are environment variables.
 	Env map[string]string
+	// Function, if set, is called once with each input; Host names its runtime and there is no Command.
+	Function *Function
+}
+
+// Function is a function of a host runtime (beam-interface.md 9).
+type Function struct {
+	// Handler is MODULE:FUNCTION or FILE.pkl:FUNCTION below Code.
+	Handler string
+	// OnStart is a handler that is called once in each process; it may be empty.
+	OnStart string
+	// Code is the tree of the user's files, CodeBytes the sum of their sizes.
+	Code cid.Cid
+	// CodeBytes is the sum of the sizes of the files in bytes.
+	CodeBytes uint64
+	// Workers is how many inputs one process runs at a time, at least 1.
+	Workers uint32
+	// Timeout bounds one input; 0 leaves it to Limits.Wall.
+	Timeout time.Duration
+	// KeepWarm is how long a process waits for more work; 0 is the node's default.
+	KeepWarm time.Duration
+	// Tenant names whose work it is; a process never serves two tenants.
+	Tenant string
 }
 
 // Limits bound what one chunk may use on a node; 0 leaves a limit to the node's default (execution.md 3).
@@ -117,9 +139,11 @@ const (
 	maxEnv     = 256
 	maxSlots   = 4096
 	maxCommand = 64 << 10
+	maxHandler = 512
 	maxModels  = 64
 	maxWall    = 365 * 24 * time.Hour
 	maxTerms   = 256 << 10
+	maxWorkers = 64
 
 	// maxAsk bounds a price, in micro-USD per slot-hour: ten thousand dollars.
 	maxAsk = 10_000_000_000
@@ -198,6 +222,12 @@ func (r *Run) validate() error {
 	switch {
 	case set != 1:
 		return bounds("job", "run", "has %d of module, image and host, want one", set)
+	case r.Function != nil && (r.Host == "" || len(r.Command) > 0):
+		return bounds("job", "run.function", "needs host and no command")
+	case r.Function != nil && (len(r.Env) > maxEnv || size > maxCommand):
+		return bounds("job", "run.env", "%d variables, %d bytes; at most %d and %d", len(r.Env), size, maxEnv, maxCommand)
+	case r.Function != nil:
+		return r.Function.validate()
 	case len(r.Command) == 0 || len(r.Command) > maxArgs || len(r.Env) > maxEnv || size > maxCommand:
 		return bounds("job", "run.command", "%d arguments, %d variables, %d bytes; want 1..%d, at most %d and %d", len(r.Command), len(r.Env), size, maxArgs, maxEnv, maxCommand)
 	case len(r.Image) > 512 || len(r.Host) > 128:
@@ -206,11 +236,65 @@ func (r *Run) validate() error {
 	return nil
 }
 
+func (f *Function) validate() error {
+	for _, h := range []struct{ field, text string }{{"handler", f.Handler}, {"on_start", f.OnStart}} {
+		if h.field == "on_start" && h.text == "" {
+			continue
+		}
+		if !validHandler(h.text) {
+			return bounds("job", "run.function."+h.field, "%.80q is no MODULE:FUNCTION", h.text)
+		}
+	}
+	switch {
+	case !f.Code.Defined():
+		return bounds("job", "run.function.code", "is missing")
+	case f.Workers == 0 || f.Workers > maxWorkers:
+		return bounds("job", "run.function.workers", "is %d, want 1..%d", f.Workers, maxWorkers)
+	case f.Timeout < 0 || f.Timeout > maxWall || f.KeepWarm < 0 || f.KeepWarm > maxWall:
+		return bounds("job", "run.function.timeout", "timeout %s, keep_warm %s: want 0..%s", f.Timeout, f.KeepWarm, maxWall)
+	case f.Tenant == "" || len(f.Tenant) > maxName:
+		return bounds("job", "run.function.tenant", "has %d bytes, want 1..%d", len(f.Tenant), maxName)
+	}
+	return nil
+}
+
+// validHandler says that a text names a function in a module or a pickle: PART:NAME, both without anything that
+// leaves the code's directory.
+func validHandler(s string) bool {
+	module, name, ok := strings.Cut(s, ":")
+	return ok && len(s) <= maxHandler && utf8.ValidString(s) && module != "" && name != "" && !strings.ContainsAny(s, "\x00\n\\") &&
+		!strings.HasPrefix(module, "/") && !strings.Contains(module, "..") && !strings.ContainsAny(name, ":/")
+}
+
+func (f *Function) toPB() *pb.Function {
+	if f == nil {
+		return nil
+	}
+	return &pb.Function{
+		Handler: f.Handler, OnStart: f.OnStart, Code: cidBytes(f.Code), CodeBytes: f.CodeBytes, Workers: f.Workers, TimeoutMs: uint64(f.Timeout.Milliseconds()),
+		KeepWarmMs: uint64(f.KeepWarm.Milliseconds()), Tenant: f.Tenant,
+	}
+}
+
+func functionFromPB(m *pb.Function) (*Function, error) {
+	if m == nil {
+		return nil, nil
+	}
+	code, err := cidFrom("code", m.GetCode())
+	return &Function{
+		Handler: m.GetHandler(), OnStart: m.GetOnStart(), Code: code, CodeBytes: m.GetCodeBytes(), Workers: m.GetWorkers(), Timeout: millis(m.GetTimeoutMs()),
+		KeepWarm: millis(m.GetKeepWarmMs()), Tenant: m.GetTenant(),
+	}, err
+}
+
 func (t *JobTerms) toPB() *pb.JobTerms {
 	m := &pb.JobTerms{
 		JobId: t.Job[:], Name: t.Name, Kind: t.Kind, MinIsolation: t.MinIsolation, KeepOutputs: t.KeepOutputs, Seed: t.Seed[:],
 		GpuModels: t.GPUModels, GpuCount: t.GPUCount,
-		Run: &pb.Run{ModuleCid: cidBytes(t.Run.Module), ModuleBytes: t.Run.ModuleBytes, Image: t.Run.Image, Host: t.Run.Host, Command: t.Run.Command, Env: t.Run.Env},
+		Run: &pb.Run{
+			ModuleCid: cidBytes(t.Run.Module), ModuleBytes: t.Run.ModuleBytes, Image: t.Run.Image, Host: t.Run.Host, Command: t.Run.Command, Env: t.Run.Env,
+			Function: t.Run.Function.toPB(),
+		},
 		Limits: &pb.Limits{
 			MemoryBytes: t.Limits.MemoryBytes, DiskBytes: t.Limits.DiskBytes, WallMs: uint64(max(0, t.Limits.Wall.Milliseconds())), OutputBytes: t.Limits.OutputBytes,
 			OutputFiles: t.Limits.OutputFiles, LogBytes: t.Limits.LogBytes, CpuMilli: t.Limits.CPUMilli, Network: t.Limits.Network,
@@ -239,6 +323,9 @@ func termsFromPB(m *pb.JobTerms) (t JobTerms, err error) {
 		return t, err
 	}
 	if t.Run.Module, err = cidFrom("module", r.GetModuleCid()); err != nil {
+		return t, err
+	}
+	if t.Run.Function, err = functionFromPB(r.GetFunction()); err != nil {
 		return t, err
 	}
 	if len(m.GetSeed()) != len(t.Seed) {

@@ -53,6 +53,16 @@ type JobRun struct {
 	Command []string `json:"command"`
 	// Env are environment variables.
 	Env map[string]string `json:"env,omitempty"`
+	// Handler is MODULE:FUNCTION or FILE.pkl:FUNCTION, called with each input; it goes with Host, without Command.
+	Handler string `json:"handler,omitempty"`
+	// OnStart is a handler that is called once in each process.
+	OnStart string `json:"on_start,omitempty"`
+	// Code is the CID of the tree of the user's files; the handler is below it.
+	Code string `json:"code,omitempty"`
+	// Workers is how many inputs a process runs at a time; 0 counts as 1.
+	Workers uint32 `json:"workers,omitempty"`
+	// KeepWarm is how long a process waits for more work; absent is the node's default.
+	KeepWarm Duration `json:"keep_warm,omitzero"`
 }
 
 // JobInputs is the input sequence of a map: exactly one of its fields.
@@ -145,6 +155,8 @@ type JobVolume struct {
 	At string `json:"at"`
 	// Mode is ro (the default), rw or rw-shared (volumes.md 3).
 	Mode string `json:"mode,omitempty"`
+	// Links are further paths of the same files for a function, absolute or relative to its work directory.
+	Links []string `json:"links,omitempty"`
 }
 
 // JobPolicy says how a job is run, checked and paid.

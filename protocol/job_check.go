@@ -14,6 +14,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/ipfs/go-cid"
 )
 
 // ErrBadJob is wrapped by every error of ParseJob and Job.Validate.
@@ -191,6 +193,10 @@ func (r *JobRun) check(c *jobChecker) {
 		c.text(item("run.command", i), a, math.MaxInt) // the sum is judged below
 	}
 	switch {
+	case r.Handler != "":
+		r.checkFunction(c)
+	case r.OnStart != "" || r.Code != "" || r.Workers > 0 || r.KeepWarm != 0:
+		c.bad("run.handler", "", "is missing: on_start, code, workers and keep_warm belong to a function; name it as MODULE:FUNCTION")
 	case len(r.Command) == 0 || r.Command[0] == "":
 		c.bad("run.command", "", "is missing: give the program's name and arguments, for example [sweep, --config, \"{input}\"]")
 	case len(r.Command) > maxArgs:
@@ -209,6 +215,31 @@ func (r *JobRun) check(c *jobChecker) {
 	}
 	if size > maxCommand {
 		c.bad("run.command", strconv.Itoa(size), "has %d bytes together with run.env, at most %d fit; put long texts into a volume", size, maxCommand)
+	}
+}
+
+// checkFunction judges what a function of a host runtime needs.
+func (r *JobRun) checkFunction(c *jobChecker) {
+	if r.Host == "" {
+		c.bad("run.handler", r.Handler, "is called in a runtime of the node: say host: python3")
+	}
+	if len(r.Command) > 0 {
+		c.bad("run.command", r.Command[0], "does not go with run.handler: a function is called, no program is started")
+	}
+	if !validHandler(r.Handler) {
+		c.bad("run.handler", r.Handler, "%.80q is no MODULE:FUNCTION, such as app:square", r.Handler)
+	}
+	if r.OnStart != "" && !validHandler(r.OnStart) {
+		c.bad("run.on_start", r.OnStart, "%.80q is no MODULE:FUNCTION, such as app:load", r.OnStart)
+	}
+	if _, err := cid.Decode(r.Code); err != nil {
+		c.bad("run.code", r.Code, "%.80q is no CID of a tree of files", r.Code)
+	}
+	if r.Workers > maxWorkers {
+		c.bad("run.workers", strconv.FormatUint(uint64(r.Workers), 10), "%d are too many, at most %d", r.Workers, maxWorkers)
+	}
+	if r.KeepWarm < 0 || r.KeepWarm.Std() > maxWall {
+		c.bad("run.keep_warm", r.KeepWarm.String(), "%s is not within 0 and 365d", r.KeepWarm)
 	}
 }
 
@@ -437,6 +468,9 @@ func (j *Job) checkVolumes(c *jobChecker) {
 			}
 		}
 		c.word(at+".mode", v.Mode, jobModes)
+		if len(v.Links) > maxPlaces || len(v.Links) > 0 && j.Run.Handler == "" {
+			c.bad(at+".links", strings.Join(v.Links, ", "), "only a function has them, at most %d", maxPlaces)
+		}
 	}
 }
 

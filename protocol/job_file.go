@@ -137,6 +137,11 @@ func (r *JobRun) fields() []jobField {
 		{"host", setText(&r.Host)},
 		{"command", setTexts(&r.Command, false)},
 		{"env", func(d *jobDecoder, n *jobNode, path string) { r.Env = d.env(n, path) }},
+		{"handler", setText(&r.Handler)},
+		{"on_start", setText(&r.OnStart)},
+		{"code", setText(&r.Code)},
+		{"workers", setUint(&r.Workers, 1, maxWorkers)},
+		{"keep_warm", setParsed(&r.KeepWarm, ParseDuration)},
 	}
 }
 
@@ -476,7 +481,7 @@ func (d *jobDecoder) volumes(n *jobNode, path string) (out []JobVolume) {
 			d.bad(it, at, "is nothing, has to be a map of: name, at, mode")
 		}
 		setMap(func() []jobField {
-			return []jobField{{"name", setText(&v.Name)}, {"at", setText(&v.At)}, {"mode", setText(&v.Mode)}}
+			return []jobField{{"name", setText(&v.Name)}, {"at", setText(&v.At)}, {"mode", setText(&v.Mode)}, {"links", setTexts(&v.Links, true)}}
 		})(d, it, at)
 		out = append(out, v)
 	}

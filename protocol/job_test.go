@@ -55,7 +55,7 @@ func wholeJobValue() Job {
 			Nodes: NodeRange{4, 16}, MinReputation: 0.9, Regions: RegionShares{{"eu", 10}, {"us", 90}}, MaxRTT: Duration(40 * time.Millisecond),
 			Bandwidth: "high", HostType: []string{"datacenter", "miner"}, Compliance: []string{"gdpr"}, Where: "gpu.compute >= 8.0",
 		},
-		Volumes: []JobVolume{{"digits", "/data", "ro"}, {"results", "/out", "rw-shared"}},
+		Volumes: []JobVolume{{Name: "digits", At: "/data", Mode: "ro"}, {Name: "results", At: "/out", Mode: "rw-shared"}},
 		Policy: JobPolicy{
 			Timeout: Duration(2 * time.Minute), Retries: ptr[uint32](2), Redundancy: 1, SpotCheck: ptr(0.05), Compare: "exact", AllowUnvetted: "replicated",
 			Deadline: Duration(time.Hour), MaxSpend: ptr(Money(5_000_000)), Prefer: "balanced", Priority: "normal", KeepOutputs: "success",
@@ -490,7 +490,7 @@ func randomJob(r *rand.Rand) Job {
 		}
 	}
 	for i := range r.IntN(4) {
-		j.Volumes = append(j.Volumes, JobVolume{fmt.Sprintf("v.%d@tag:x", i), fmt.Sprintf("/d%d", i), pick(jobModes)})
+		j.Volumes = append(j.Volumes, JobVolume{Name: fmt.Sprintf("v.%d@tag:x", i), At: fmt.Sprintf("/d%d", i), Mode: pick(jobModes)})
 	}
 	q := &j.Policy
 	q.Timeout, q.Deadline, q.Compare, q.AllowUnvetted, q.Prefer = Duration(r.Int64N(1e15)), Duration(r.IntN(3)), pick(jobCompares), pick(jobUnvetted), pick(jobPrefers)

@@ -23,7 +23,7 @@ type entries struct {
 var (
 	shapeHolder = shape{2: {maxAddrs, nil}}
 	shapeTerms  = shape{
-		4: {1, shape{5: {maxArgs, nil}, 6: {maxEnv, nil}}}, 5: {1, nil}, 6: {maxVolumes, shape{7: {maxHolders, shapeHolder}}},
+		4: {1, shape{5: {maxArgs, nil}, 6: {maxEnv, nil}, 7: {1, nil}}}, 5: {1, nil}, 6: {maxVolumes, shape{7: {maxHolders, shapeHolder}, 8: {maxPlaces, nil}}},
 		10: {maxModels, nil}, 12: {1, shapeHolder},
 	}
 	shapeReservation  = shape{7: {1, shapeTerms}}

@@ -16,6 +16,7 @@ import (
 const (
 	maxVolumes    = 16
 	maxHolders    = 16
+	maxPlaces     = 8
 	maxAddrs      = 8
 	maxAddrBytes  = 256
 	maxTargetSize = 4096
@@ -31,8 +32,11 @@ type VolumeRef struct {
 	Root cid.Cid
 	// At is the absolute path at which the job finds it.
 	At string
-	// Mode is "ro".
+	// Mode is "ro", or "rw-shared" for a function: each process writes into a copy of its own, and what it wrote comes
+	// back with its results.
 	Mode string
+	// Links are further paths of the same files, absolute or relative to the work directory, at most 8.
+	Links []string
 	// Bytes is the size of its files, Blocks the number of its distinct blocks.
 	Bytes, Blocks uint64
 	// Holders have it, at most 16.
@@ -45,12 +49,19 @@ func (v *VolumeRef) validate(noun string) error {
 		return bounds(noun, "volume.name", "has %d bytes, want 1..%d", len(v.Name), maxName)
 	case !v.Root.Defined():
 		return bounds(noun, "volume.root", "is missing")
-	case v.Mode != "ro":
-		return bounds(noun, "volume.mode", "is %.20q, want ro", v.Mode)
+	case v.Mode != "ro" && v.Mode != "rw-shared":
+		return bounds(noun, "volume.mode", "is %.20q, want ro or rw-shared", v.Mode)
+	case len(v.Links) > maxPlaces:
+		return bounds(noun, "volume.links", "has %d entries, at most %d", len(v.Links), maxPlaces)
 	case len(v.At) > maxTargetSize || !path.IsAbs(v.At) || path.Clean(v.At) != v.At || v.At == "/" || strings.ContainsRune(v.At, 0):
 		return bounds(noun, "volume.at", "%.80q is no clean absolute path below /", v.At)
 	case len(v.Holders) > maxHolders:
 		return bounds(noun, "volume.holders", "has %d entries, at most %d", len(v.Holders), maxHolders)
+	}
+	for _, l := range v.Links {
+		if l == "" || len(l) > maxTargetSize || path.Clean(l) != l || l == "/" || l == "." || strings.HasPrefix(l, "..") || strings.ContainsRune(l, 0) {
+			return bounds(noun, "volume.links", "%.80q is no clean path", l)
+		}
 	}
 	for i := range v.Holders {
 		if err := validHolder(noun, "volume.holders", &v.Holders[i]); err != nil {
@@ -73,7 +84,7 @@ func validHolder(noun, field string, h *peer.AddrInfo) error {
 }
 
 func (v *VolumeRef) toPB() *pb.VolumeRef {
-	m := &pb.VolumeRef{Name: v.Name, Root: cidBytes(v.Root), At: v.At, Mode: v.Mode, Bytes: v.Bytes, Blocks: v.Blocks}
+	m := &pb.VolumeRef{Name: v.Name, Root: cidBytes(v.Root), At: v.At, Mode: v.Mode, Bytes: v.Bytes, Blocks: v.Blocks, Links: v.Links}
 	for _, h := range v.Holders {
 		m.Holders = append(m.Holders, holderToPB(h))
 	}
@@ -81,7 +92,7 @@ func (v *VolumeRef) toPB() *pb.VolumeRef {
 }
 
 func volumeFromPB(m *pb.VolumeRef) (v VolumeRef, err error) {
-	v = VolumeRef{Name: m.GetName(), At: m.GetAt(), Mode: m.GetMode(), Bytes: m.GetBytes(), Blocks: m.GetBlocks()}
+	v = VolumeRef{Name: m.GetName(), At: m.GetAt(), Mode: m.GetMode(), Bytes: m.GetBytes(), Blocks: m.GetBlocks(), Links: m.GetLinks()}
 	if v.Root, err = cidFrom("volume root", m.GetRoot()); err != nil {
 		return v, err
 	}

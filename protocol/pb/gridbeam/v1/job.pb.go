@@ -30,6 +30,7 @@ type Run struct {
 	Host          string                 `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
 	Command       []string               `protobuf:"bytes,5,rep,name=command,proto3" json:"command,omitempty"`
 	Env           map[string]string      `protobuf:"bytes,6,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Function      *Function              `protobuf:"bytes,7,opt,name=function,proto3" json:"function,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -106,6 +107,114 @@ func (x *Run) GetEnv() map[string]string {
 	return nil
 }
 
+func (x *Run) GetFunction() *Function {
+	if x != nil {
+		return x.Function
+	}
+	return nil
+}
+
+// Function is a function of the host runtime, called once with each input.
+type Function struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Handler       string                 `protobuf:"bytes,1,opt,name=handler,proto3" json:"handler,omitempty"`
+	OnStart       string                 `protobuf:"bytes,2,opt,name=on_start,json=onStart,proto3" json:"on_start,omitempty"`
+	Code          []byte                 `protobuf:"bytes,3,opt,name=code,proto3" json:"code,omitempty"`
+	CodeBytes     uint64                 `protobuf:"varint,4,opt,name=code_bytes,json=codeBytes,proto3" json:"code_bytes,omitempty"`
+	Workers       uint32                 `protobuf:"varint,5,opt,name=workers,proto3" json:"workers,omitempty"`
+	TimeoutMs     uint64                 `protobuf:"varint,6,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	KeepWarmMs    uint64                 `protobuf:"varint,7,opt,name=keep_warm_ms,json=keepWarmMs,proto3" json:"keep_warm_ms,omitempty"`
+	Tenant        string                 `protobuf:"bytes,8,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Function) Reset() {
+	*x = Function{}
+	mi := &file_gridbeam_v1_job_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Function) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Function) ProtoMessage() {}
+
+func (x *Function) ProtoReflect() protoreflect.Message {
+	mi := &file_gridbeam_v1_job_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Function.ProtoReflect.Descriptor instead.
+func (*Function) Descriptor() ([]byte, []int) {
+	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Function) GetHandler() string {
+	if x != nil {
+		return x.Handler
+	}
+	return ""
+}
+
+func (x *Function) GetOnStart() string {
+	if x != nil {
+		return x.OnStart
+	}
+	return ""
+}
+
+func (x *Function) GetCode() []byte {
+	if x != nil {
+		return x.Code
+	}
+	return nil
+}
+
+func (x *Function) GetCodeBytes() uint64 {
+	if x != nil {
+		return x.CodeBytes
+	}
+	return 0
+}
+
+func (x *Function) GetWorkers() uint32 {
+	if x != nil {
+		return x.Workers
+	}
+	return 0
+}
+
+func (x *Function) GetTimeoutMs() uint64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *Function) GetKeepWarmMs() uint64 {
+	if x != nil {
+		return x.KeepWarmMs
+	}
+	return 0
+}
+
+func (x *Function) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
 // Limits bounds what one chunk may use on a node.
 type Limits struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -123,7 +232,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_gridbeam_v1_job_proto_msgTypes[1]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -135,7 +244,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_job_proto_msgTypes[1]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -148,7 +257,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{1}
+	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Limits) GetMemoryBytes() uint64 {
@@ -217,13 +326,14 @@ type VolumeRef struct {
 	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	Blocks        uint64                 `protobuf:"varint,6,opt,name=blocks,proto3" json:"blocks,omitempty"`
 	Holders       []*Holder              `protobuf:"bytes,7,rep,name=holders,proto3" json:"holders,omitempty"`
+	Links         []string               `protobuf:"bytes,8,rep,name=links,proto3" json:"links,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VolumeRef) Reset() {
 	*x = VolumeRef{}
-	mi := &file_gridbeam_v1_job_proto_msgTypes[2]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -235,7 +345,7 @@ func (x *VolumeRef) String() string {
 func (*VolumeRef) ProtoMessage() {}
 
 func (x *VolumeRef) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_job_proto_msgTypes[2]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -248,7 +358,7 @@ func (x *VolumeRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeRef.ProtoReflect.Descriptor instead.
 func (*VolumeRef) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{2}
+	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *VolumeRef) GetName() string {
@@ -300,6 +410,13 @@ func (x *VolumeRef) GetHolders() []*Holder {
 	return nil
 }
 
+func (x *VolumeRef) GetLinks() []string {
+	if x != nil {
+		return x.Links
+	}
+	return nil
+}
+
 // Holder is a peer that has a tree, with addresses to dial.
 type Holder struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -311,7 +428,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_gridbeam_v1_job_proto_msgTypes[3]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -323,7 +440,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_job_proto_msgTypes[3]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -336,7 +453,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{3}
+	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Holder) GetPeerId() []byte {
@@ -374,7 +491,7 @@ type JobTerms struct {
 
 func (x *JobTerms) Reset() {
 	*x = JobTerms{}
-	mi := &file_gridbeam_v1_job_proto_msgTypes[4]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +503,7 @@ func (x *JobTerms) String() string {
 func (*JobTerms) ProtoMessage() {}
 
 func (x *JobTerms) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_job_proto_msgTypes[4]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +516,7 @@ func (x *JobTerms) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobTerms.ProtoReflect.Descriptor instead.
 func (*JobTerms) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{4}
+	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *JobTerms) GetJobId() []byte {
@@ -504,7 +621,7 @@ type Reservation struct {
 
 func (x *Reservation) Reset() {
 	*x = Reservation{}
-	mi := &file_gridbeam_v1_job_proto_msgTypes[5]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -516,7 +633,7 @@ func (x *Reservation) String() string {
 func (*Reservation) ProtoMessage() {}
 
 func (x *Reservation) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_job_proto_msgTypes[5]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -529,7 +646,7 @@ func (x *Reservation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reservation.ProtoReflect.Descriptor instead.
 func (*Reservation) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{5}
+	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Reservation) GetCallId() []byte {
@@ -605,7 +722,7 @@ type ReserveRequest struct {
 
 func (x *ReserveRequest) Reset() {
 	*x = ReserveRequest{}
-	mi := &file_gridbeam_v1_job_proto_msgTypes[6]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -617,7 +734,7 @@ func (x *ReserveRequest) String() string {
 func (*ReserveRequest) ProtoMessage() {}
 
 func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_job_proto_msgTypes[6]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -630,7 +747,7 @@ func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveRequest.ProtoReflect.Descriptor instead.
 func (*ReserveRequest) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{6}
+	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ReserveRequest) GetReservation() []byte {
@@ -652,7 +769,7 @@ type ReserveReply struct {
 
 func (x *ReserveReply) Reset() {
 	*x = ReserveReply{}
-	mi := &file_gridbeam_v1_job_proto_msgTypes[7]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -664,7 +781,7 @@ func (x *ReserveReply) String() string {
 func (*ReserveReply) ProtoMessage() {}
 
 func (x *ReserveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_job_proto_msgTypes[7]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -677,7 +794,7 @@ func (x *ReserveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveReply.ProtoReflect.Descriptor instead.
 func (*ReserveReply) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{7}
+	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReserveReply) GetOffer() []byte {
@@ -718,7 +835,7 @@ type Offer struct {
 
 func (x *Offer) Reset() {
 	*x = Offer{}
-	mi := &file_gridbeam_v1_job_proto_msgTypes[8]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +847,7 @@ func (x *Offer) String() string {
 func (*Offer) ProtoMessage() {}
 
 func (x *Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_job_proto_msgTypes[8]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +860,7 @@ func (x *Offer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Offer.ProtoReflect.Descriptor instead.
 func (*Offer) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{8}
+	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Offer) GetCallId() []byte {
@@ -819,7 +936,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_gridbeam_v1_job_proto_msgTypes[9]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +948,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_job_proto_msgTypes[9]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +961,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{9}
+	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Announcement) GetJobId() []byte {
@@ -908,7 +1025,7 @@ type ChunkRange struct {
 
 func (x *ChunkRange) Reset() {
 	*x = ChunkRange{}
-	mi := &file_gridbeam_v1_job_proto_msgTypes[10]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +1037,7 @@ func (x *ChunkRange) String() string {
 func (*ChunkRange) ProtoMessage() {}
 
 func (x *ChunkRange) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_job_proto_msgTypes[10]
+	mi := &file_gridbeam_v1_job_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1050,7 @@ func (x *ChunkRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkRange.ProtoReflect.Descriptor instead.
 func (*ChunkRange) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{10}
+	return file_gridbeam_v1_job_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ChunkRange) GetChunkId() []byte {
@@ -961,7 +1078,7 @@ var File_gridbeam_v1_job_proto protoreflect.FileDescriptor
 
 const file_gridbeam_v1_job_proto_rawDesc = "" +
 	"\n" +
-	"\x15gridbeam/v1/job.proto\x12\vgridbeam.v1\"\xf0\x01\n" +
+	"\x15gridbeam/v1/job.proto\x12\vgridbeam.v1\"\xa3\x02\n" +
 	"\x03Run\x12\x1d\n" +
 	"\n" +
 	"module_cid\x18\x01 \x01(\fR\tmoduleCid\x12!\n" +
@@ -969,10 +1086,23 @@ const file_gridbeam_v1_job_proto_rawDesc = "" +
 	"\x05image\x18\x03 \x01(\tR\x05image\x12\x12\n" +
 	"\x04host\x18\x04 \x01(\tR\x04host\x12\x18\n" +
 	"\acommand\x18\x05 \x03(\tR\acommand\x12+\n" +
-	"\x03env\x18\x06 \x03(\v2\x19.gridbeam.v1.Run.EnvEntryR\x03env\x1a6\n" +
+	"\x03env\x18\x06 \x03(\v2\x19.gridbeam.v1.Run.EnvEntryR\x03env\x121\n" +
+	"\bfunction\x18\a \x01(\v2\x15.gridbeam.v1.FunctionR\bfunction\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfd\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe5\x01\n" +
+	"\bFunction\x12\x18\n" +
+	"\ahandler\x18\x01 \x01(\tR\ahandler\x12\x19\n" +
+	"\bon_start\x18\x02 \x01(\tR\aonStart\x12\x12\n" +
+	"\x04code\x18\x03 \x01(\fR\x04code\x12\x1d\n" +
+	"\n" +
+	"code_bytes\x18\x04 \x01(\x04R\tcodeBytes\x12\x18\n" +
+	"\aworkers\x18\x05 \x01(\rR\aworkers\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x06 \x01(\x04R\ttimeoutMs\x12 \n" +
+	"\fkeep_warm_ms\x18\a \x01(\x04R\n" +
+	"keepWarmMs\x12\x16\n" +
+	"\x06tenant\x18\b \x01(\tR\x06tenant\"\xfd\x01\n" +
 	"\x06Limits\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
@@ -982,7 +1112,7 @@ const file_gridbeam_v1_job_proto_rawDesc = "" +
 	"\foutput_files\x18\x05 \x01(\rR\voutputFiles\x12\x1b\n" +
 	"\tlog_bytes\x18\x06 \x01(\x04R\blogBytes\x12\x1b\n" +
 	"\tcpu_milli\x18\a \x01(\rR\bcpuMilli\x12\x18\n" +
-	"\anetwork\x18\b \x01(\tR\anetwork\"\xb4\x01\n" +
+	"\anetwork\x18\b \x01(\tR\anetwork\"\xca\x01\n" +
 	"\tVolumeRef\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04root\x18\x02 \x01(\fR\x04root\x12\x0e\n" +
@@ -990,7 +1120,8 @@ const file_gridbeam_v1_job_proto_rawDesc = "" +
 	"\x04mode\x18\x04 \x01(\tR\x04mode\x12\x14\n" +
 	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\x16\n" +
 	"\x06blocks\x18\x06 \x01(\x04R\x06blocks\x12-\n" +
-	"\aholders\x18\a \x03(\v2\x13.gridbeam.v1.HolderR\aholders\"7\n" +
+	"\aholders\x18\a \x03(\v2\x13.gridbeam.v1.HolderR\aholders\x12\x14\n" +
+	"\x05links\x18\b \x03(\tR\x05links\"7\n" +
 	"\x06Holder\x12\x17\n" +
 	"\apeer_id\x18\x01 \x01(\fR\x06peerId\x12\x14\n" +
 	"\x05addrs\x18\x02 \x03(\fR\x05addrs\"\x91\x03\n" +
@@ -1060,35 +1191,37 @@ func file_gridbeam_v1_job_proto_rawDescGZIP() []byte {
 	return file_gridbeam_v1_job_proto_rawDescData
 }
 
-var file_gridbeam_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_gridbeam_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_gridbeam_v1_job_proto_goTypes = []any{
 	(*Run)(nil),            // 0: gridbeam.v1.Run
-	(*Limits)(nil),         // 1: gridbeam.v1.Limits
-	(*VolumeRef)(nil),      // 2: gridbeam.v1.VolumeRef
-	(*Holder)(nil),         // 3: gridbeam.v1.Holder
-	(*JobTerms)(nil),       // 4: gridbeam.v1.JobTerms
-	(*Reservation)(nil),    // 5: gridbeam.v1.Reservation
-	(*ReserveRequest)(nil), // 6: gridbeam.v1.ReserveRequest
-	(*ReserveReply)(nil),   // 7: gridbeam.v1.ReserveReply
-	(*Offer)(nil),          // 8: gridbeam.v1.Offer
-	(*Announcement)(nil),   // 9: gridbeam.v1.Announcement
-	(*ChunkRange)(nil),     // 10: gridbeam.v1.ChunkRange
-	nil,                    // 11: gridbeam.v1.Run.EnvEntry
+	(*Function)(nil),       // 1: gridbeam.v1.Function
+	(*Limits)(nil),         // 2: gridbeam.v1.Limits
+	(*VolumeRef)(nil),      // 3: gridbeam.v1.VolumeRef
+	(*Holder)(nil),         // 4: gridbeam.v1.Holder
+	(*JobTerms)(nil),       // 5: gridbeam.v1.JobTerms
+	(*Reservation)(nil),    // 6: gridbeam.v1.Reservation
+	(*ReserveRequest)(nil), // 7: gridbeam.v1.ReserveRequest
+	(*ReserveReply)(nil),   // 8: gridbeam.v1.ReserveReply
+	(*Offer)(nil),          // 9: gridbeam.v1.Offer
+	(*Announcement)(nil),   // 10: gridbeam.v1.Announcement
+	(*ChunkRange)(nil),     // 11: gridbeam.v1.ChunkRange
+	nil,                    // 12: gridbeam.v1.Run.EnvEntry
 }
 var file_gridbeam_v1_job_proto_depIdxs = []int32{
-	11, // 0: gridbeam.v1.Run.env:type_name -> gridbeam.v1.Run.EnvEntry
-	3,  // 1: gridbeam.v1.VolumeRef.holders:type_name -> gridbeam.v1.Holder
-	0,  // 2: gridbeam.v1.JobTerms.run:type_name -> gridbeam.v1.Run
-	1,  // 3: gridbeam.v1.JobTerms.limits:type_name -> gridbeam.v1.Limits
-	2,  // 4: gridbeam.v1.JobTerms.volumes:type_name -> gridbeam.v1.VolumeRef
-	3,  // 5: gridbeam.v1.JobTerms.origin:type_name -> gridbeam.v1.Holder
-	4,  // 6: gridbeam.v1.Reservation.terms:type_name -> gridbeam.v1.JobTerms
-	10, // 7: gridbeam.v1.Announcement.ready:type_name -> gridbeam.v1.ChunkRange
-	8,  // [8:8] is the sub-list for method output_type
-	8,  // [8:8] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	12, // 0: gridbeam.v1.Run.env:type_name -> gridbeam.v1.Run.EnvEntry
+	1,  // 1: gridbeam.v1.Run.function:type_name -> gridbeam.v1.Function
+	4,  // 2: gridbeam.v1.VolumeRef.holders:type_name -> gridbeam.v1.Holder
+	0,  // 3: gridbeam.v1.JobTerms.run:type_name -> gridbeam.v1.Run
+	2,  // 4: gridbeam.v1.JobTerms.limits:type_name -> gridbeam.v1.Limits
+	3,  // 5: gridbeam.v1.JobTerms.volumes:type_name -> gridbeam.v1.VolumeRef
+	4,  // 6: gridbeam.v1.JobTerms.origin:type_name -> gridbeam.v1.Holder
+	5,  // 7: gridbeam.v1.Reservation.terms:type_name -> gridbeam.v1.JobTerms
+	11, // 8: gridbeam.v1.Announcement.ready:type_name -> gridbeam.v1.ChunkRange
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_gridbeam_v1_job_proto_init() }
@@ -1102,7 +1235,7 @@ func file_gridbeam_v1_job_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gridbeam_v1_job_proto_rawDesc), len(file_gridbeam_v1_job_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -689,6 +689,7 @@ type LogRequest struct {
 	LeaseId       []byte                 `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
 	Offset        uint64                 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
 	Follow        bool                   `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
+	Lines         bool                   `protobuf:"varint,4,opt,name=lines,proto3" json:"lines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -744,6 +745,13 @@ func (x *LogRequest) GetFollow() bool {
 	return false
 }
 
+func (x *LogRequest) GetLines() bool {
+	if x != nil {
+		return x.Lines
+	}
+	return false
+}
+
 // LogChunk is a piece of a log.
 type LogChunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -751,6 +759,7 @@ type LogChunk struct {
 	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
 	Dropped       uint64                 `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	End           bool                   `protobuf:"varint,4,opt,name=end,proto3" json:"end,omitempty"`
+	Lines         []*LogLine             `protobuf:"bytes,5,rep,name=lines,proto3" json:"lines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -813,6 +822,74 @@ func (x *LogChunk) GetEnd() bool {
 	return false
 }
 
+func (x *LogChunk) GetLines() []*LogLine {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+// LogLine is one line of a log with what printed it; sent where a LogRequest asks for lines.
+type LogLine struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Input         uint64                 `protobuf:"varint,1,opt,name=input,proto3" json:"input,omitempty"`
+	Stream        uint32                 `protobuf:"varint,2,opt,name=stream,proto3" json:"stream,omitempty"`
+	Text          []byte                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogLine) Reset() {
+	*x = LogLine{}
+	mi := &file_gridbeam_v1_result_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogLine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogLine) ProtoMessage() {}
+
+func (x *LogLine) ProtoReflect() protoreflect.Message {
+	mi := &file_gridbeam_v1_result_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
+func (*LogLine) Descriptor() ([]byte, []int) {
+	return file_gridbeam_v1_result_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *LogLine) GetInput() uint64 {
+	if x != nil {
+		return x.Input
+	}
+	return 0
+}
+
+func (x *LogLine) GetStream() uint32 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
+func (x *LogLine) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
 var File_gridbeam_v1_result_proto protoreflect.FileDescriptor
 
 const file_gridbeam_v1_result_proto_rawDesc = "" +
@@ -866,17 +943,23 @@ const file_gridbeam_v1_result_proto_rawDesc = "" +
 	"\vResultReply\x12*\n" +
 	"\x04acks\x18\x01 \x03(\v2\x16.gridbeam.v1.ResultAckR\x04acks\x12 \n" +
 	"\vcountersign\x18\x02 \x01(\fR\vcountersign\x12/\n" +
-	"\x06claims\x18\x03 \x03(\v2\x17.gridbeam.v1.ClaimReplyR\x06claims\"W\n" +
+	"\x06claims\x18\x03 \x03(\v2\x17.gridbeam.v1.ClaimReplyR\x06claims\"m\n" +
 	"\n" +
 	"LogRequest\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\fR\aleaseId\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x16\n" +
-	"\x06follow\x18\x03 \x01(\bR\x06follow\"b\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\x12\x14\n" +
+	"\x05lines\x18\x04 \x01(\bR\x05lines\"\x8e\x01\n" +
 	"\bLogChunk\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x18\n" +
 	"\adropped\x18\x03 \x01(\x04R\adropped\x12\x10\n" +
-	"\x03end\x18\x04 \x01(\bR\x03end*\x9f\x01\n" +
+	"\x03end\x18\x04 \x01(\bR\x03end\x12*\n" +
+	"\x05lines\x18\x05 \x03(\v2\x14.gridbeam.v1.LogLineR\x05lines\"K\n" +
+	"\aLogLine\x12\x14\n" +
+	"\x05input\x18\x01 \x01(\x04R\x05input\x12\x16\n" +
+	"\x06stream\x18\x02 \x01(\rR\x06stream\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\fR\x04text*\x9f\x01\n" +
 	"\aVerdict\x12\x17\n" +
 	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11VERDICT_ACCOUNTED\x10\x01\x12\x15\n" +
@@ -899,7 +982,7 @@ func file_gridbeam_v1_result_proto_rawDescGZIP() []byte {
 }
 
 var file_gridbeam_v1_result_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_gridbeam_v1_result_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_gridbeam_v1_result_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_gridbeam_v1_result_proto_goTypes = []any{
 	(Verdict)(0),          // 0: gridbeam.v1.Verdict
 	(*Outcome)(nil),       // 1: gridbeam.v1.Outcome
@@ -912,25 +995,27 @@ var file_gridbeam_v1_result_proto_goTypes = []any{
 	(*ResultReply)(nil),   // 8: gridbeam.v1.ResultReply
 	(*LogRequest)(nil),    // 9: gridbeam.v1.LogRequest
 	(*LogChunk)(nil),      // 10: gridbeam.v1.LogChunk
-	(*ChunkRange)(nil),    // 11: gridbeam.v1.ChunkRange
-	(*ClaimRequest)(nil),  // 12: gridbeam.v1.ClaimRequest
-	(*ClaimReply)(nil),    // 13: gridbeam.v1.ClaimReply
+	(*LogLine)(nil),       // 11: gridbeam.v1.LogLine
+	(*ChunkRange)(nil),    // 12: gridbeam.v1.ChunkRange
+	(*ClaimRequest)(nil),  // 13: gridbeam.v1.ClaimRequest
+	(*ClaimReply)(nil),    // 14: gridbeam.v1.ClaimReply
 }
 var file_gridbeam_v1_result_proto_depIdxs = []int32{
-	11, // 0: gridbeam.v1.Result.chunk:type_name -> gridbeam.v1.ChunkRange
+	12, // 0: gridbeam.v1.Result.chunk:type_name -> gridbeam.v1.ChunkRange
 	1,  // 1: gridbeam.v1.Result.outcome:type_name -> gridbeam.v1.Outcome
 	2,  // 2: gridbeam.v1.Results.results:type_name -> gridbeam.v1.Result
 	4,  // 3: gridbeam.v1.ResultRequest.blocks:type_name -> gridbeam.v1.InlineBlock
-	12, // 4: gridbeam.v1.ResultRequest.claims:type_name -> gridbeam.v1.ClaimRequest
+	13, // 4: gridbeam.v1.ResultRequest.claims:type_name -> gridbeam.v1.ClaimRequest
 	6,  // 5: gridbeam.v1.ResultRequest.logs:type_name -> gridbeam.v1.LogTail
 	0,  // 6: gridbeam.v1.ResultAck.verdict:type_name -> gridbeam.v1.Verdict
 	7,  // 7: gridbeam.v1.ResultReply.acks:type_name -> gridbeam.v1.ResultAck
-	13, // 8: gridbeam.v1.ResultReply.claims:type_name -> gridbeam.v1.ClaimReply
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	14, // 8: gridbeam.v1.ResultReply.claims:type_name -> gridbeam.v1.ClaimReply
+	11, // 9: gridbeam.v1.LogChunk.lines:type_name -> gridbeam.v1.LogLine
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_gridbeam_v1_result_proto_init() }
@@ -946,7 +1031,7 @@ func file_gridbeam_v1_result_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gridbeam_v1_result_proto_rawDesc), len(file_gridbeam_v1_result_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
