@@ -493,7 +493,7 @@ func writeOutput(t *executor.Task, in executor.Input, u *executor.Usage) error {
 }
 
 // Reattach implements executor.Backend: what ran in a process that has ended is gone.
-func (m *makeBelieve) Reattach(context.Context, executor.Token) (executor.Handle, error) {
+func (m *makeBelieve) Reattach(context.Context, executor.Token, *executor.Log) (executor.Handle, error) {
 	return nil, executor.ErrGone
 }
 

@@ -102,7 +102,7 @@ func writeOutput(task executor.Task, in executor.Input, data []byte) error {
 	return os.WriteFile(filepath.Join(dir, "out"), data, 0o600)
 }
 
-func (f *fakeBackend) Reattach(context.Context, executor.Token) (executor.Handle, error) {
+func (f *fakeBackend) Reattach(context.Context, executor.Token, *executor.Log) (executor.Handle, error) {
 	return nil, executor.ErrGone
 }
 

@@ -206,7 +206,7 @@ func (b *book) resume(f leaseFacts, m *member, outputs *collector, now time.Time
 
 // reattach finds a run outside of this process again, and waits for its end.
 func (b *book) reattach(ctx context.Context, l *lease) {
-	h, err := l.member.backend.Reattach(ctx, executor.Token(l.token))
+	h, err := l.member.backend.Reattach(ctx, executor.Token(l.token), nil)
 	b.mu.Lock()
 	if err != nil {
 		l.why, l.text = protocol.ReasonRestartLost, err.Error()

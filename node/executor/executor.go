@@ -58,8 +58,9 @@ type Backend interface {
 	// Start begins to run what was prepared and returns at once. ctx bounds the start, not the run: a run
 	// ends by itself, by its limits, by Handle.Stop or when the backend closes. Errors wrap a *Failure.
 	Start(ctx context.Context, p *Prepared) (Handle, error)
-	// Reattach finds a run again after the caller lost its Handle; ErrGone if there is none.
-	Reattach(ctx context.Context, token Token) (Handle, error)
+	// Reattach finds a run again after the caller lost its Handle; ErrGone if there is none. log takes what the run
+	// prints and has printed, as far as it is still there; nil drops it.
+	Reattach(ctx context.Context, token Token, log *Log) (Handle, error)
 }
 
 // Handle is one run.
@@ -89,6 +90,8 @@ type Report struct {
 	Level Level
 	// Checks are the names of the self-tests that passed.
 	Checks []string
+	// Runtimes are the host runtimes that a Function may name, such as python3.11; empty for other backends.
+	Runtimes []string
 }
 
 // Prepared is a task that is ready to start.

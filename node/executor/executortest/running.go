@@ -92,7 +92,7 @@ func (s *suite) log(t *testing.T) {
 func (s *suite) reattach(t *testing.T) {
 	task := s.task(t, "spin")
 	h := s.spinning(t, task)
-	again, err := s.backend.Reattach(t.Context(), h.Token())
+	again, err := s.backend.Reattach(t.Context(), h.Token(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func (s *suite) reattach(t *testing.T) {
 		t.Errorf("reason is %d", out.Reason)
 	}
 	for _, token := range []executor.Token{h.Token(), "", "other:token"} {
-		if _, err := s.backend.Reattach(t.Context(), token); !errors.Is(err, executor.ErrGone) {
+		if _, err := s.backend.Reattach(t.Context(), token, nil); !errors.Is(err, executor.ErrGone) {
 			t.Errorf("reattaching %q: %v, want ErrGone", token, err)
 		}
 	}

@@ -300,7 +300,7 @@ func (b *Backend) finish(r *run, m *compiled) {
 
 // Reattach implements executor.Backend. Runs live in this process: after a restart there is none, and the
 // lease machine starts the task again under the same lease and fence (execution.md 8).
-func (b *Backend) Reattach(_ context.Context, token executor.Token) (executor.Handle, error) {
+func (b *Backend) Reattach(_ context.Context, token executor.Token, _ *executor.Log) (executor.Handle, error) {
 	name, ok := strings.CutPrefix(string(token), backendName+":")
 	b.mu.Lock()
 	defer b.mu.Unlock()
