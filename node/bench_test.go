@@ -67,7 +67,7 @@ func BenchmarkWasm(b *testing.B) {
 
 // BenchmarkOutputs is what one small output costs beside the run that wrote it.
 func BenchmarkOutputs(b *testing.B) {
-	s, err := newScratch(b.TempDir()+"/work", "/dev/shm", 2)
+	s, err := newScratch(b.TempDir()+"/work", b.TempDir()+"/runs", "/dev/shm", 2)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -227,7 +227,7 @@ func (b *book) take(slot int) *lease {
 			l := b.queue[0]
 			b.queue[0] = nil
 			b.queue = b.queue[1:]
-			if l.machine.State == protocol.LeaseLeased && b.apply(l, machine.Begin) {
+			if l.machine.State == protocol.LeaseLeased && b.apply(l, machine.Begin) || l.toFind() {
 				b.occupy(l, slot)
 				return l
 			}
@@ -346,6 +346,9 @@ func (b *book) needed() (roots []cid.Cid) {
 	}
 	terms := func(t *protocol.JobTerms) {
 		add(t.Run.Module)
+		if f := t.Run.Function; f != nil {
+			add(f.Code)
+		}
 		for i := range t.Volumes {
 			add(t.Volumes[i].Root)
 		}

@@ -102,6 +102,19 @@ func (s *logShelf) close(l *lease) {
 	}
 }
 
+// logChunk puts records into a frame, as lines with what printed them or as text.
+func logChunk(records []executor.LogRecord, lines bool) *pb.LogChunk {
+	c := &pb.LogChunk{}
+	for _, r := range records {
+		if lines {
+			c.Lines = append(c.Lines, &pb.LogLine{Input: r.Input, Stream: uint32(r.Stream), Text: []byte(r.Line)})
+		} else {
+			c.Data = append(append(c.Data, r.Line...), '\n')
+		}
+	}
+	return c
+}
+
 // serve streams a lease's log to the bridge that granted it.
 func (s *logShelf) serve(ctx context.Context, f *p2p.Frames) error {
 	req := &pb.LogRequest{}
@@ -123,13 +136,10 @@ func (s *logShelf) serve(ctx context.Context, f *p2p.Frames) error {
 	offset := int64(min(req.GetOffset(), 1<<62))
 	for {
 		records, next, lost, end := one.log.Read(offset, logPiece)
-		var text []byte
-		for _, r := range records {
-			text = append(append(text, r.Line...), '\n')
-		}
 		if len(records) > 0 || lost > 0 || end {
-			at := offset + lost
-			if err := f.Write(&pb.LogChunk{Offset: uint64(at), Data: text, Dropped: uint64(lost), End: end}); err != nil {
+			c := logChunk(records, req.GetLines())
+			c.Offset, c.Dropped, c.End = uint64(offset+lost), uint64(lost), end
+			if err := f.Write(c); err != nil {
 				return nil // who asked is gone
 			}
 		}

@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -33,14 +34,15 @@ const (
 // scratch gives out directories for outputs: in memory for jobs whose outputs fit there, else on disk.
 type scratch struct {
 	disk  string // directory on the disk
+	runs  string // directory on the disk for runs that outlive this process
 	fast  string // directory in memory, empty for none
 	slots uint64
 	held  *os.File // locked while fast is in use, so that others can tell what a crash has left
 }
 
 // newScratch makes the directories empty: what is in them was left by a crash.
-func newScratch(dir, memory string, slots int) (*scratch, error) {
-	s := &scratch{disk: dir, slots: uint64(slots)}
+func newScratch(dir, runs, memory string, slots int) (*scratch, error) {
+	s := &scratch{disk: dir, runs: runs, slots: uint64(slots)}
 	if memory != "" && onTmpfs(memory) {
 		h := fnv.New64a()
 		_, _ = h.Write([]byte(dir))
@@ -119,6 +121,41 @@ func (s *scratch) dir(slot int, limit uint64) (string, error) {
 		return dir, nil
 	}
 	return dir, err
+}
+
+// runDir makes or finds the output directory of a run that may outlive this process.
+func (s *scratch) runDir(id protocol.LeaseID) (string, error) {
+	dir := filepath.Join(s.runs, hex.EncodeToString(id[:]))
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return dir, nil
+	}
+	return dir, err
+}
+
+// keepRuns removes the directories of runs but for those that are known.
+func (s *scratch) keepRuns(known func(name string) bool) error {
+	if err := os.MkdirAll(s.runs, 0o700); err != nil {
+		return fmt.Errorf("making the directory of runs: %w", err)
+	}
+	entries, err := os.ReadDir(s.runs)
+	if err != nil {
+		return fmt.Errorf("reading the directory of runs: %w", err)
+	}
+	for _, e := range entries {
+		if !known(e.Name()) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(s.runs, e.Name())))
+		}
+	}
+	return err
+}
+
+// discard removes a run's directory of its own, or clears that of a slot.
+func (s *scratch) discard(dir string) error {
+	if filepath.Dir(dir) == s.runs {
+		return os.RemoveAll(dir)
+	}
+	return s.clear(dir)
 }
 
 // clear removes what a run has written, and leaves the directory.

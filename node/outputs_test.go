@@ -128,7 +128,7 @@ func TestScratchIsEmptyAtTheStartAndBetweenRuns(t *testing.T) {
 	base := t.TempDir()
 	work := filepath.Join(base, "work")
 	writeTree(t, work, map[string][]byte{"0/9/left-by-a-crash": []byte("x")})
-	s, err := newScratch(work, "", 2)
+	s, err := newScratch(work, t.TempDir(), "", 2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func TestOnlyOutputsThatFitGoToMemory(t *testing.T) {
 		t.Skip("/dev/shm is not in memory here")
 	}
 	work := filepath.Join(t.TempDir(), "work")
-	s, err := newScratch(work, "/dev/shm", 2)
+	s, err := newScratch(work, t.TempDir(), "/dev/shm", 2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +181,7 @@ func TestWhatDeadNodesLeftInMemoryIsRemoved(t *testing.T) {
 	}
 	defer os.RemoveAll(memory)
 	make1 := func() *scratch {
-		s, err := newScratch(filepath.Join(t.TempDir(), "work"), memory, 1)
+		s, err := newScratch(filepath.Join(t.TempDir(), "work"), t.TempDir(), memory, 1)
 		if err != nil || s.fast == "" {
 			t.Fatalf("%+v, %v", s, err)
 		}

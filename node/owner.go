@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -149,7 +150,7 @@ func (b *book) restore(backends []*offered, outputs *collector) {
 	defer b.mu.Unlock()
 	now := b.now()
 	for job, f := range b.diary.members {
-		i := slices.IndexFunc(backends, func(o *offered) bool { return o.report.Level >= executor.Level(f.level) })
+		i := slices.IndexFunc(backends, func(o *offered) bool { return o.runs(&f.terms.Run) && o.report.Level >= executor.Level(f.level) })
 		if i < 0 {
 			b.log.Warn("left a job that no backend here can run any more", "job", job)
 			delete(b.diary.members, job)
@@ -171,6 +172,14 @@ func (b *book) restore(backends []*offered, outputs *collector) {
 	if n := len(b.leases); n > 0 {
 		b.log.Info("took up leases of the last run", "leases", n)
 	}
+}
+
+// knows says that a directory of runs, named by its lease, belongs to a run outside of this process.
+func (b *book) knows(name string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	raw, err := hex.DecodeString(name)
+	return err == nil && len(raw) == 16 && b.diary.leases[protocol.LeaseID(raw)].token != ""
 }
 
 // resume takes up one lease; b.mu is held.
@@ -200,31 +209,13 @@ func (b *book) resume(f leaseFacts, m *member, outputs *collector, now time.Time
 	default:
 		l.machine.State = protocol.LeaseRunning
 		b.apply(l, machine.Lost)
-		b.spawn(func(ctx context.Context) { b.reattach(ctx, l) })
+		b.enqueue(l)
 	}
 }
 
-// reattach finds a run outside of this process again, and waits for its end.
-func (b *book) reattach(ctx context.Context, l *lease) {
-	h, err := l.member.backend.Reattach(ctx, executor.Token(l.token), nil)
-	b.mu.Lock()
-	if err != nil {
-		l.why, l.text = protocol.ReasonRestartLost, err.Error()
-		b.apply(l, machine.Gone)
-		b.mu.Unlock()
-		return
-	}
-	l.handle = h
-	b.apply(l, machine.Alive)
-	b.mu.Unlock()
-	out, err := h.Wait(ctx)
-	if err != nil {
-		return // this process ends, the run does not
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	l.end = &ending{ready: true, result: b.result(l, protocol.Outcome{Reason: out.Reason, ExitCode: out.ExitCode, Signal: out.Signal, FirstCause: out.FirstCause, Run: out.Ended.Sub(out.Started)})}
-	b.apply(l, machine.Exited)
+// toFind says that a run outside of this process is to be found again, on a slot; the book's lock is held.
+func (l *lease) toFind() bool {
+	return l.token != "" && l.handle == nil && (l.machine.State == protocol.LeaseUnknown || l.machine.State == protocol.LeaseStopping)
 }
 
 // status tells where the node stands.
@@ -245,7 +236,7 @@ func (s *site) status() Status {
 		st.Networks = append(st.Networks, NetworkStatus{s.cfg.Networks[i].ID, s.cfg.Networks[i].Name})
 	}
 	for _, o := range s.backends {
-		st.Executors = append(st.Executors, o.name())
+		st.Executors = append(st.Executors, o.names()...)
 	}
 	known := s.gate.known()
 	s.book.fill(&st, known)

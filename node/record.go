@@ -117,7 +117,7 @@ func (s *speaker) host(inv *Inventory) *pb.Host {
 		h.Storage = []*pb.Storage{{Class: "data", Total: inv.Disk, Usable: inv.DiskFree}}
 	}
 	for _, b := range s.backends {
-		h.Executors = append(h.Executors, b.name())
+		h.Executors = append(h.Executors, b.names()...)
 	}
 	return h
 }

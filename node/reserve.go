@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gridbeam/gridbeam/node/executor"
@@ -31,8 +32,29 @@ type offered struct {
 	inProcess bool
 }
 
-// name is how the record says it: backend and level.
-func (o *offered) name() string { return o.report.Backend + ":" + o.report.Level.String() }
+// names are how the record says it: what it runs, and at which level.
+func (o *offered) names() []string {
+	level := ":" + o.report.Level.String()
+	if len(o.report.Runtimes) == 0 {
+		return []string{o.report.Backend + level}
+	}
+	out := []string{"host" + level}
+	for _, r := range o.report.Runtimes {
+		out = append(out, r+level)
+	}
+	return out
+}
+
+// runs says that the backend can run something at all.
+func (o *offered) runs(r *protocol.Run) bool {
+	switch {
+	case r.Module.Defined():
+		return o.report.Backend == "wasm"
+	case r.Function != nil:
+		return slices.ContainsFunc(o.report.Runtimes, func(name string) bool { return name == r.Host || strings.HasPrefix(name, r.Host+".") })
+	}
+	return false
+}
 
 // offer is what the node is ready to take up.
 type offer struct {
@@ -138,19 +160,22 @@ func (d *desk) able(t *protocol.JobTerms) ([]*offered, string) {
 	switch {
 	case t.GPUCount > 0:
 		return nil, "the job needs GPUs, and no backend here hands GPUs to a chunk"
-	case !t.Run.Module.Defined():
-		return nil, "the job runs an image or a host program, and this node has no container or sandbox backend; give the job a wasm module"
+	case !t.Run.Module.Defined() && t.Run.Function == nil:
+		return nil, "the job runs an image or a host program, and this node has no container backend; give the job a wasm module or a function"
 	}
 	var out []*offered
 	for _, o := range d.backends {
-		if o.report.Backend == "wasm" {
+		if o.runs(&t.Run) {
 			out = append(out, o)
 		}
 	}
-	if len(out) == 0 {
-		return nil, "the wasm backend did not pass its self-test here; the node's log says why"
+	switch {
+	case len(out) > 0:
+		return out, ""
+	case t.Run.Function != nil:
+		return nil, fmt.Sprintf("no sandbox with %s passed its self-test here; the node's log says why", t.Run.Host)
 	}
-	return out, ""
+	return nil, "the wasm backend did not pass its self-test here; the node's log says why"
 }
 
 func (d *desk) offer(ctx context.Context, r *protocol.Reservation, o offer) (*pb.ReserveReply, error) {

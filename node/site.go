@@ -32,6 +32,7 @@ type site struct {
 	log      *slog.Logger
 	host     *p2p.Host
 	store    *volumes.Store
+	trees    *materials
 	net      *volumes.Net
 	book     *book
 	gate     *gate
@@ -47,6 +48,7 @@ type site struct {
 
 	moved  chan struct{} // capacity 1: the state may have changed
 	tidied time.Time     // last collection; watch's own
+	swept  time.Time     // trees were looked through last; watch's own
 
 	life context.Context // of what spawn runs; ended by halt
 	halt context.CancelFunc
@@ -77,7 +79,7 @@ func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 		s.log.Warn("a GPU is not offered", "what", p.What, "fix", p.Fix)
 	}
 	slots := cfg.slots(inv.Threads, inv.Memory)
-	if s.scratch, err = newScratch(workDir(cfg), cfg.Scratch, slots); err != nil {
+	if s.scratch, err = newScratch(workDir(cfg), cfg.path("runs"), cfg.Scratch, slots); err != nil {
 		return s, err
 	}
 	vc := volumes.DefaultConfig(cfg.path("volumes"))
@@ -90,10 +92,16 @@ func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 	s.book.spawn = s.spawn
 	s.gate = newGate(cfg.Networks, cfg.Clock)
 	s.logs = newLogShelf(cfg.Clock)
+	if s.trees, err = newMaterials(cfg.path("trees"), s.store, cfg.Clock); err != nil {
+		return s, err
+	}
 	if s.net, err = s.store.Serve(volumes.DefaultNetConfig(), host.Host(), reader{s.gate, s.book}, nil); err != nil {
 		return s, err
 	}
 	if err := s.book.open(cfg.path("journal")); err != nil {
+		return s, err
+	}
+	if err := s.scratch.keepRuns(s.book.knows); err != nil {
 		return s, err
 	}
 	s.speaker = s.newSpeaker(inv)
@@ -291,7 +299,7 @@ func (s *site) run(ctx context.Context) error {
 	s.spawn(s.book.keepTime)
 	s.spawn(s.watch)
 	outputs := &collector{store: s.store}
-	store := &depot{store: s.store, fetch: s.fetch}
+	store := &depot{store: s.store, trees: s.trees, fetch: s.fetch}
 	s.book.restore(s.backends, outputs)
 	for slot := range s.book.slots {
 		w := &worker{slot: slot, memory: s.share(), book: s.book, depot: store, scratch: s.scratch, outputs: outputs, logs: s.logs, log: s.log}
@@ -454,6 +462,10 @@ func (s *site) watch(ctx context.Context) {
 
 // tidy collects trees that nothing here needs when the disk is short; until then they may serve the next job.
 func (s *site) tidy(ctx context.Context) {
+	if now := s.cfg.Clock(); now.Sub(s.swept) >= tidyPause {
+		s.swept = now
+		s.trees.sweep(s.book.needed())
+	}
 	if s.book.facts().short == "" || s.cfg.Clock().Before(s.tidied.Add(tidyPause)) {
 		return
 	}

@@ -3,6 +3,8 @@ package node
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +32,8 @@ const (
 // depot brings what jobs need to this machine.
 type depot struct {
 	store *volumes.Store
+	// trees are what functions get as paths.
+	trees *materials
 	// fetch brings a tree from holders and returns how many blocks came over the wire.
 	fetch func(ctx context.Context, root cid.Cid, holders []peer.AddrInfo) (blocks uint64, err error)
 }
@@ -39,6 +43,8 @@ type staging struct {
 	turn   chan struct{} // capacity 1: one worker brings it, the others wait as long as their leases want
 	done   bool          // the fields below belong to whoever has the turn
 	mounts []executor.Mount
+	code   string // directory of a function's code
+	spec   string // of a function
 }
 
 // need fetches a tree unless it is here.
@@ -69,9 +75,9 @@ func dataFault(ctx context.Context, err error) error {
 	return &executor.Failure{Reason: why, Err: err}
 }
 
-// job brings a job's module and volumes; blocks counts what came over the wire for this call.
-func (d *depot) job(ctx context.Context, m *member) (mounts []executor.Mount, blocks uint64, err error) {
-	s := &m.stage
+// job brings a job's code and volumes; blocks counts what came over the wire for this call.
+func (d *depot) job(ctx context.Context, m *member) (s *staging, blocks uint64, err error) {
+	s = &m.stage
 	select {
 	case s.turn <- struct{}{}:
 		defer func() { <-s.turn }()
@@ -79,11 +85,21 @@ func (d *depot) job(ctx context.Context, m *member) (mounts []executor.Mount, bl
 		return nil, 0, dataFault(ctx, context.Cause(ctx))
 	}
 	if s.done {
-		return s.mounts, 0, nil
+		return s, 0, nil
 	}
 	t := &m.terms
-	if blocks, err = d.need(ctx, "the module", t.Run.Module, []peer.AddrInfo{t.Origin}); err != nil {
+	code, what := t.Run.Module, "the module"
+	if t.Run.Function != nil {
+		code, what = t.Run.Function.Code, "the code"
+	}
+	if blocks, err = d.need(ctx, what, code, []peer.AddrInfo{t.Origin}); err != nil {
 		return nil, blocks, err
+	}
+	if t.Run.Function != nil {
+		if s.code, err = d.trees.need(ctx, code); err != nil {
+			return nil, blocks, fmt.Errorf("laying out the code: %w", dataFault(ctx, err))
+		}
+		s.spec = specOf(t)
 	}
 	s.mounts = nil
 	for i := range t.Volumes {
@@ -93,14 +109,72 @@ func (d *depot) job(ctx context.Context, m *member) (mounts []executor.Mount, bl
 		if err != nil {
 			return nil, blocks, err
 		}
-		tree, err := d.store.FS(v.Root)
+		mount, err := d.mount(ctx, v, t.Run.Function != nil)
 		if err != nil {
 			return nil, blocks, fmt.Errorf("opening volume %s: %w", v.Name, dataFault(ctx, err))
 		}
-		s.mounts = append(s.mounts, executor.Mount{FS: tree, Target: v.At, ReadOnly: true})
+		s.mounts = append(s.mounts, mount)
 	}
 	s.done = true
-	return s.mounts, blocks, nil
+	return s, blocks, nil
+}
+
+// mount is a volume that is here as a backend takes it: a directory for a function, else a file system.
+func (d *depot) mount(ctx context.Context, v *protocol.VolumeRef, plain bool) (m executor.Mount, err error) {
+	m = executor.Mount{Target: v.At, ReadOnly: v.Mode == "ro", Links: v.Links}
+	if plain {
+		m.Dir, err = d.trees.need(ctx, v.Root)
+	} else {
+		m.FS, err = d.store.FS(v.Root)
+	}
+	return m, err
+}
+
+// specOf names everything that a function's process depends on, but for the job that calls it: two jobs with the
+// same terms may share warm processes.
+func specOf(t *protocol.JobTerms) string {
+	same := *t
+	same.Job, same.Name, same.Seed, same.Origin, same.Volumes = protocol.JobID{}, "", [32]byte{}, peer.AddrInfo{}, slices.Clone(t.Volumes)
+	for i := range same.Volumes {
+		same.Volumes[i].Holders = nil
+	}
+	raw, err := same.Encode()
+	if err != nil { // the terms were valid
+		raw = t.Job[:]
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:16])
+}
+
+// arguments turns texts of a lease into the arguments of a function; large ones are trees that are fetched.
+func (d *depot) arguments(ctx context.Context, inputs []executor.Input, origin peer.AddrInfo) (blocks uint64, err error) {
+	for i := range inputs {
+		in := &inputs[i]
+		f, err := protocol.ParseFunctionInput(in.Value)
+		if err != nil {
+			return blocks, executor.Fail(protocol.ReasonBridgeError, "input %d: %w", in.Index, err)
+		}
+		in.Value, in.Args, in.Encoding = f.Task, f.Args, executor.Encoding(f.Encoding)
+		if f.Encoding == "" {
+			in.Encoding = executor.EncodingSkip
+		}
+		if !f.Root.Defined() {
+			continue
+		}
+		n, err := d.need(ctx, "an argument", f.Root, []peer.AddrInfo{origin})
+		blocks += n
+		if err != nil {
+			return blocks, err
+		}
+		tree, err := d.store.FS(f.Root)
+		if err == nil {
+			in.Args, err = fs.ReadFile(tree, protocol.ArgsFile)
+		}
+		if err != nil {
+			return blocks, executor.Fail(protocol.ReasonDataUnavailable, "reading the arguments of input %d: %w", in.Index, err)
+		}
+	}
+	return blocks, nil
 }
 
 // holders lists who has a volume: whom the reference names, and where the job comes from.

@@ -43,6 +43,10 @@ func fail(why protocol.Reason, format string, args ...any) error {
 
 // lease brings one lease from staging to its end, or to where somebody else has ended it.
 func (w *worker) lease(ctx context.Context, l *lease) {
+	if l.token != "" {
+		w.resume(ctx, l)
+		return
+	}
 	began := w.book.now()
 	prepared, dir, blocks, err := w.stage(ctx, l)
 	staged := w.book.now().Sub(began)
@@ -58,8 +62,8 @@ func (w *worker) lease(ctx context.Context, l *lease) {
 		clean = w.finish(ctx, l, w.wait(l), dir, staged, blocks)
 		w.book.paced(l.member, w.book.now().Sub(began))
 	}
-	if dir != "" && !clean {
-		if err := w.scratch.clear(dir); err != nil {
+	if dir != "" && (!clean || l.member.terms.Run.Function != nil) {
+		if err := w.scratch.discard(dir); err != nil {
 			w.log.Warn("outputs of a chunk cannot be removed", "lease", l.ID, "err", err)
 		}
 	}
@@ -71,15 +75,54 @@ func (w *worker) stage(ctx context.Context, l *lease) (p *executor.Prepared, dir
 	defer cancel()
 	w.book.staging(l, cancel)
 	t := &l.member.terms
-	mounts, blocks, err := w.depot.job(ctx, l.member)
+	staged, blocks, err := w.depot.job(ctx, l.member)
 	if err != nil {
 		return nil, "", blocks, err
 	}
 	inputs, n, err := w.depot.inputs(ctx, &l.Lease, t.Origin)
 	blocks += n
+	if err == nil && t.Run.Function != nil {
+		n, err = w.depot.arguments(ctx, inputs, t.Origin)
+		blocks += n
+	}
 	if err != nil {
 		return nil, "", blocks, err
 	}
+	limits := w.limits(l)
+	if t.Run.Function != nil {
+		dir, err = w.scratch.runDir(l.ID)
+	} else {
+		dir, err = w.scratch.dir(w.slot, uint64(limits.OutputBytes))
+	}
+	if err != nil {
+		return nil, "", blocks, outputFault(err)
+	}
+	p, err = l.member.backend.Prepare(ctx, taskOf(l, staged, inputs, limits, dir, w))
+	return p, dir, blocks, err
+}
+
+// taskOf puts a lease and what was staged for it into a backend's words.
+func taskOf(l *lease, s *staging, inputs []executor.Input, limits executor.Limits, dir string, w *worker) executor.Task {
+	t := &l.member.terms
+	task := executor.Task{
+		Lease: l.ID, Fence: l.Fence, Inputs: inputs, Command: t.Run.Command, Env: t.Run.Env, Mounts: s.mounts, OutDir: dir, Limits: limits, Seed: t.Seed,
+		Log: w.logs.open(l, t.Limits.LogBytes),
+	}
+	f := t.Run.Function
+	if f == nil {
+		task.Module = w.depot.module(t.Run.Module)
+		return task
+	}
+	task.Tenant = string(l.leaseFacts.bridge) + "/" + f.Tenant
+	task.Function = &executor.Function{
+		Runtime: t.Run.Host, Handler: f.Handler, OnStart: f.OnStart, Code: s.code, Spec: s.spec, Workers: int(f.Workers), Timeout: f.Timeout, KeepWarm: f.KeepWarm,
+	}
+	return task
+}
+
+// limits are what a lease's run may use.
+func (w *worker) limits(l *lease) executor.Limits {
+	t := &l.member.terms
 	limits := executor.DefaultLimits(l.member.wall)
 	if w.memory > 0 {
 		limits.Memory = min(limits.Memory, int64(w.memory))
@@ -93,14 +136,49 @@ func (w *worker) stage(ctx context.Context, l *lease) (p *executor.Prepared, dir
 	if t.Limits.OutputFiles > 0 {
 		limits.OutputFiles = int64(t.Limits.OutputFiles)
 	}
-	if dir, err = w.scratch.dir(w.slot, uint64(limits.OutputBytes)); err != nil {
-		return nil, "", blocks, outputFault(err)
+	if f := t.Run.Function; f != nil {
+		if t.Limits.DiskBytes > 0 {
+			limits.Disk = int64(t.Limits.DiskBytes)
+		}
+		limits.CPUMillis = int64(t.Limits.CPUMilli)
+		if f.Timeout > 0 { // a runner that keeps time badly must not hold the slot
+			limits.Wall = min(limits.Wall, time.Duration(l.Chunk.Len())*f.Timeout+runnerSlack)
+		}
 	}
-	p, err = l.member.backend.Prepare(ctx, executor.Task{
-		Lease: l.ID, Fence: l.Fence, Module: w.depot.module(t.Run.Module), Inputs: inputs, Command: t.Run.Command, Env: t.Run.Env,
-		Mounts: mounts, OutDir: dir, Limits: limits, Seed: t.Seed, Log: w.logs.open(l, t.Limits.LogBytes),
-	})
-	return p, dir, blocks, err
+	return limits
+}
+
+// runnerSlack is what a function's process has besides its inputs' time: it starts, imports, and ends children.
+const runnerSlack = 2 * time.Minute
+
+// resume takes up a run that has outlived the process that began it.
+func (w *worker) resume(ctx context.Context, l *lease) {
+	b := w.book
+	dir, err := w.scratch.runDir(l.ID)
+	if err != nil { // it is told with the result's outputs
+		w.log.Warn("the outputs of a run cannot be found again", "lease", l.ID, "err", err)
+	}
+	h, err := l.member.backend.Reattach(ctx, executor.Token(l.token), w.logs.open(l, l.member.terms.Limits.LogBytes))
+	b.mu.Lock()
+	if err != nil {
+		l.why, l.text = protocol.ReasonRestartLost, err.Error()
+		b.apply(l, machine.Gone)
+	} else {
+		l.handle = h
+		_ = b.apply(l, machine.Alive)
+		_ = l.member.bridge.meter.Work(l.ID, b.now())
+	}
+	b.mu.Unlock()
+	if err != nil {
+		w.log.Info("a run of before the restart is gone", "lease", l.ID, "err", err)
+		w.logs.close(l)
+		b.end(l, metering.Claimed{})
+	} else {
+		w.finish(ctx, l, w.wait(l), dir, 0, 0)
+	}
+	if err := w.scratch.discard(dir); err != nil && dir != "" {
+		w.log.Warn("outputs of a chunk cannot be removed", "lease", l.ID, "err", err)
+	}
 }
 
 func firstSet(values ...uint64) uint64 {
