@@ -154,7 +154,7 @@ func (d *depot) arguments(ctx context.Context, inputs []executor.Input, origin p
 		if err != nil {
 			return blocks, executor.Fail(protocol.ReasonBridgeError, "input %d: %w", in.Index, err)
 		}
-		in.Value, in.Args, in.Encoding = f.Task, f.Args, executor.Encoding(f.Encoding)
+		in.Value, in.Args, in.Encoding = f.Task, f.Args, f.Encoding
 		if f.Encoding == "" {
 			in.Encoding = executor.EncodingSkip
 		}

@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -108,4 +109,37 @@ func TestJobOfAFunction(t *testing.T) {
 	if err := job.Validate(); err == nil || !strings.Contains(err.Error(), "run.handler") {
 		t.Errorf("code without a handler: %v", err)
 	}
+}
+
+func TestInputOutcomesAreJudged(t *testing.T) {
+	good := InputOutcome{Reason: ReasonDone, Encoding: EncodingPickle, RunMicros: 3, Log: []InputLog{{LogStdout, "hello"}}}
+	raw, err := json.Marshal(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back, err := ParseInputOutcome(raw); err != nil || back.RunMicros != 3 || back.Log[0] != good.Log[0] {
+		t.Errorf("came back as %+v, %v", back, err)
+	}
+	for field, text := range map[string]string{
+		"reason": `{}`, "exit": `{"reason":1,"exit":1,"encoding":"json"}`, "encoding": `{"reason":1,"encoding":"marshal"}`,
+		"run_us": `{"reason":10,"exit":1,"cpu_ms":-1}`, "text": `{"reason":10,"exit":1,"text":"` + strings.Repeat("x", MaxInputText+1) + `"}`,
+		"log": `{"reason":10,"exit":1,"log":[{"s":1,"l":"` + strings.Repeat("x", 2*MaxInputLog) + `"}]}`, "size": strings.Repeat(" ", maxOutcome+1),
+	} {
+		if _, err := ParseInputOutcome([]byte(text)); !errors.Is(err, ErrBounds) || !strings.Contains(err.Error(), field) {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+	if _, err := ParseInputOutcome([]byte(`[`)); !errors.Is(err, ErrMalformed) {
+		t.Errorf("no JSON: %v", err)
+	}
+}
+
+func FuzzInputOutcome(f *testing.F) {
+	f.Add([]byte(`{"reason":1,"exit":0,"encoding":"pickle","log":[{"s":2,"l":"x"}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		o, err := ParseInputOutcome(b)
+		if err == nil && (o.Reason == ReasonNone || len(o.Text) > MaxInputText) {
+			t.Errorf("%q was let through as %+v", b, o)
+		}
+	})
 }

@@ -6,6 +6,8 @@ import (
 	"sort"
 	"sync"
 	"time"
+
+	"github.com/gridbeam/gridbeam/protocol"
 )
 
 // DefaultLogBytes is the default capacity of a Log: 64 MiB (execution.md 3).
@@ -17,15 +19,12 @@ const MaxLogLine = 16 << 10
 // recordOverhead is counted per record, so that a flood of empty lines is bounded in memory too.
 const recordOverhead = 64
 
-// Stream tells which of a program's two outputs a line came from.
-type Stream uint8
-
 // Streams, numbered like file descriptors.
 const (
 	// Stdout is the standard output.
-	Stdout Stream = 1
+	Stdout = protocol.LogStdout
 	// Stderr is the standard error.
-	Stderr Stream = 2
+	Stderr = protocol.LogStderr
 )
 
 // LogRecord is one line, or a part of one that was longer than MaxLogLine.
@@ -35,7 +34,7 @@ type LogRecord struct {
 	// Time is when the line was complete.
 	Time time.Time
 	// Stream is where it was printed.
-	Stream Stream
+	Stream protocol.LogStream
 	// Line is the text without its line feed.
 	Line string
 	// Input is the index of the input that printed it, where the backend knows; else 0.
@@ -63,10 +62,10 @@ func NewLog(capacity int64, now func() time.Time) *Log {
 }
 
 // Append adds a line of at most MaxLogLine bytes and drops the oldest until all fit.
-func (l *Log) Append(stream Stream, line []byte) { l.AppendOf(0, stream, line) }
+func (l *Log) Append(stream protocol.LogStream, line []byte) { l.AppendOf(0, stream, line) }
 
 // AppendOf adds a line that an input printed.
-func (l *Log) AppendOf(input uint64, stream Stream, line []byte) {
+func (l *Log) AppendOf(input uint64, stream protocol.LogStream, line []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := LogRecord{Offset: l.end, Time: l.now(), Stream: stream, Line: string(line), Input: input}
@@ -161,7 +160,7 @@ func (l *Log) Counts() (kept, dropped int64) {
 // text of a failure. It is used by one goroutine.
 type LineWriter struct {
 	log     *Log
-	stream  Stream
+	stream  protocol.LogStream
 	partial []byte
 	tail    []byte
 }
@@ -170,7 +169,7 @@ type LineWriter struct {
 const maxTail = 2 << 10
 
 // NewLineWriter returns a writer into log, which may be nil.
-func NewLineWriter(log *Log, stream Stream) *LineWriter {
+func NewLineWriter(log *Log, stream protocol.LogStream) *LineWriter {
 	return &LineWriter{log: log, stream: stream}
 }
 

@@ -83,18 +83,9 @@ type Function struct {
 	KeepWarm time.Duration
 }
 
-// Encoding is how the arguments of a function's input are written.
-type Encoding string
-
-// Encodings.
-const (
-	// EncodingPickle is Python's pickle of {"args": (…), "kwargs": {…}}.
-	EncodingPickle Encoding = "pickle"
-	// EncodingJSON is JSON {"args": […], "kwargs": {…}}.
-	EncodingJSON Encoding = "json"
-	// EncodingSkip is an input that was withdrawn before it began: nothing runs and its outcome is cancelled.
-	EncodingSkip Encoding = "skip"
-)
+// EncodingSkip is the encoding of an input that was withdrawn before it began: nothing runs and its outcome is
+// cancelled.
+const EncodingSkip protocol.Encoding = "skip"
 
 // Input is one element of the job's input sequence.
 type Input struct {
@@ -105,45 +96,7 @@ type Input struct {
 	// Args are the arguments of a function's input, written as Encoding says.
 	Args []byte
 	// Encoding goes with Args.
-	Encoding Encoding
-}
-
-// Files that a backend writes into the output directory of a function's input.
-const (
-	// OutcomeFile is the JSON of an InputOutcome. It is there for every input that has ended.
-	OutcomeFile = "outcome.json"
-	// ResultFile is what the function returned, there when the outcome is ok.
-	ResultFile = "result"
-	// WrittenDir holds, below the volume's target without its first slash, files that the function wrote into a
-	// writable mount since its process began or since the last input that reported them.
-	WrittenDir = "written"
-)
-
-// InputOutcome is how one input of a function ended. That a function fails is a result like any other: the chunk
-// is done all the same.
-type InputOutcome struct {
-	// Reason is done, exit_nonzero for an exception, bad_command for code that cannot be loaded, signal for a
-	// process that was killed, oom, timeout or cancelled.
-	Reason protocol.Reason `json:"reason"`
-	// Exit is what Beam's clients are told: 0, 1 error, 2 cannot load, 3 cancelled, 4 timeout, -9 killed.
-	Exit int32 `json:"exit"`
-	// Text is the user's traceback or the cause, at most 64 KiB of valid UTF-8.
-	Text string `json:"text,omitempty"`
-	// Encoding is that of the result file.
-	Encoding Encoding `json:"encoding,omitempty"`
-	// RunMicros is how long it ran, CPUMillis its processor time, MemoryBytes its largest memory.
-	RunMicros   int64 `json:"run_us"`
-	CPUMillis   int64 `json:"cpu_ms"`
-	MemoryBytes int64 `json:"memory_bytes"`
-	// Log is what it printed, in order, at most 64 KiB; LogDropped counts the bytes that are only in the log.
-	Log        []InputLog `json:"log,omitempty"`
-	LogDropped int64      `json:"log_dropped,omitempty"`
-}
-
-// InputLog is one line that an input printed.
-type InputLog struct {
-	Stream Stream `json:"s"`
-	Line   string `json:"l"`
+	Encoding protocol.Encoding
 }
 
 // Mount is a file system at a path.
