@@ -10,7 +10,7 @@ import (
 
 // pace is what the next chunk is cut by.
 func (t *Tracker) pace() Pace {
-	return Pace{Nodes: t.members, SecondsPerInput: t.slowest, Chunk: t.cfg.Chunk}
+	return Pace{Nodes: t.members, SecondsPerInput: t.slowest, Chunk: t.cfg.Chunk, Aim: t.cfg.Aim}
 }
 
 // fill cuts chunks until enough are ready.

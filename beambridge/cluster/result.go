@@ -223,6 +223,28 @@ func (t *Tracker) settle(c *chunk, fx *Effects) bool {
 	return true
 }
 
+// Abandon ends an open chunk for good because nobody wants it any more, and stops what runs of it for that reason. A
+// chunk that has ended, or was not leased yet, is left as it is.
+func (t *Tracker) Abandon(first uint64, why Reason, text string) Effects {
+	var fx Effects
+	c := t.chunks[first]
+	if c == nil || c.fence == 0 || t.state.Final() {
+		return fx
+	}
+	for _, l := range c.all {
+		if l.State.Live() {
+			fx.Stops = append(fx.Stops, Stop{l.Worker.Peer, l.ID, l.Fence, why})
+			l.Reason, l.Text = why, text
+			t.move(l, AttemptCancel, &fx)
+		}
+	}
+	c.first, c.text = why, text
+	t.failChunk(c, &fx)
+	t.finish(&fx)
+	fx.Pending = t.pending()
+	return fx
+}
+
 // failChunk ends a chunk for good, and the job where every other chunk would end alike or none was ever done.
 func (t *Tracker) failChunk(c *chunk, fx *Effects) {
 	t.failed.Add(c.r)
@@ -234,6 +256,9 @@ func (t *Tracker) failChunk(c *chunk, fx *Effects) {
 	row.Reason, row.Text = c.first, c.text
 	fx.Chunks = append(fx.Chunks, row)
 	t.drop(c, fx)
+	if t.cfg.Apart {
+		return
+	}
 	if fatal(c.first) || t.nDone == 0 && t.nFailed >= t.cfg.HopelessAfter {
 		t.endJob(JobFail, t.cause, t.causeText, fx)
 	}

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"iter"
 	"math"
 )
@@ -26,11 +27,14 @@ type Pace struct {
 	SecondsPerInput float64
 	// Chunk is the size that the job file asks for; 0 leaves the size to the rules below.
 	Chunk uint64
+	// Aim is the predicted run time of a chunk that is aimed at, in seconds; 0 is AimSeconds. Where somebody waits for
+	// each result it is short, for results return with their chunk.
+	Aim float64
 }
 
 // Size returns the number of inputs of the next chunk when remaining inputs of the job are not cut yet:
 // guided self-scheduling (Polychronopoulos and Kuck 1987), remaining/(4 × nodes), so that early chunks are
-// large and the tail is fine, but never more than 30 s of predicted run time. A time under 20 s is what
+// large and the tail is fine, but never more than Aim of predicted run time. A time under 20 s is what
 // the rule of 4 chunks per node and the tail give when there is less work than that. An unknown pace
 // gives 1, a probe.
 func (p Pace) Size(remaining uint64) uint64 {
@@ -44,7 +48,7 @@ func (p Pace) Size(remaining uint64) uint64 {
 		return MinChunk
 	}
 	size := remaining / (PerNode * uint64(max(p.Nodes, 1)))
-	if aim := AimSeconds / p.SecondsPerInput; aim < float64(MaxChunk) {
+	if aim := cmp.Or(p.Aim, AimSeconds) / p.SecondsPerInput; aim < float64(MaxChunk) {
 		size = min(size, uint64(aim))
 	}
 	return min(max(size, MinChunk), MaxChunk, remaining)

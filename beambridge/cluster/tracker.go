@@ -30,6 +30,8 @@ type Config struct {
 	Copies  int            // Copies is on how many independent groups a chunk has to agree; default 1.
 	Retries int            // Retries is how often a chunk may be re-run; 0 means at most once, no copies either.
 	Explore float64        // Explore is the part of chunks for newcomers, 0 none.
+	Aim     float64        // Aim is as in Pace.
+	Apart   bool           // Apart says that inputs are calls of their own: a failed chunk fails them, never the job.
 
 	TTL            time.Duration // TTL of a lease without renewal; default 6 s, three renewals.
 	Window         time.Duration // Window in which a restored lease, or one that may not be retried, is waited for; default 2 min.
@@ -588,7 +590,7 @@ func (t *Tracker) finish(fx *Effects) {
 	if t.state.Final() || t.open || t.done.Len()+t.failed.Len() < t.total {
 		return
 	}
-	if t.nFailed > 0 {
+	if t.nFailed > 0 && !t.cfg.Apart {
 		t.endJob(JobFail, t.cause, t.causeText, fx)
 		return
 	}
