@@ -52,7 +52,7 @@ func TestMigrationsKeepWhatIsThere(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if _, err := open(path, quietLog, later(t, "CREATE TABLE extra (x); DROP TABLE jobs; no SQL")); err == nil || !strings.Contains(err.Error(), "from version 1 to 2") {
+	if _, err := open(path, quietLog, later(t, "CREATE TABLE extra (x); DROP TABLE jobs; no SQL")); err == nil || !strings.Contains(err.Error(), "from version 2 to 3") {
 		t.Fatalf("%v, want the step that failed", err)
 	}
 	for range 2 { // a step that failed has changed nothing; one that succeeded is not repeated
@@ -78,7 +78,7 @@ func TestMigrationsKeepWhatIsThere(t *testing.T) {
 		}
 	}
 
-	if _, err := Open(path, quietLog); !errors.Is(err, ErrNewer) || !strings.Contains(err.Error(), "version 2") {
+	if _, err := Open(path, quietLog); !errors.Is(err, ErrNewer) || !strings.Contains(err.Error(), "version 3") {
 		t.Errorf("%v, want ErrNewer", err)
 	}
 }
@@ -158,7 +158,7 @@ func TestTheWriterSyncsEachCommit(t *testing.T) {
 	if mode != "wal" {
 		t.Errorf("journal_mode is %s", mode)
 	}
-	for pragma, want := range map[string]int64{"synchronous": 2, "page_size": 4096, "wal_autocheckpoint": 2000, "busy_timeout": 10000, "user_version": 1, "application_id": appID} {
+	for pragma, want := range map[string]int64{"synchronous": 2, "page_size": 4096, "wal_autocheckpoint": 2000, "busy_timeout": 10000, "user_version": 2, "application_id": appID} {
 		if got, err := w.integer("PRAGMA " + pragma); got != want || err != nil {
 			t.Errorf("%s is %d, %v, want %d", pragma, got, err, want)
 		}
