@@ -1,0 +1,2 @@
+# Copyright gridbeam contributors. SPDX-License-Identifier: Apache-2.0
+"""The parts of runner.py, which says how they work together."""
