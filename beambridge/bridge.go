@@ -58,6 +58,9 @@ type Bridge struct {
 	// partners are the nodes that have a link: what others hand in is not even looked at.
 	partners sync.Map
 	notices  chan notice
+	calling  sync.Map // protocol.JobID of every job in memory whose inputs are calls
+	wrote    wrote
+	merging  sync.Mutex // volumes are changed one call after the other
 
 	mu      sync.Mutex
 	ending  bool
@@ -229,7 +232,7 @@ func (b *Bridge) assemble(ctx context.Context) error {
 	start := uint64(b.cfg.Clock().UnixMicro()) // grows over restarts
 	b.engine = &engine{
 		bridge: b, log: b.log, now: b.cfg.Clock, store: b.store, mail: make(chan event, mailbox), gone: make(chan struct{}), prices: prices,
-		nodes: map[protocol.PeerID]*node{}, judge: judge, paces: newPaces(), setSeq: start, version: start,
+		opens: map[callKey]*job{}, nodes: map[protocol.PeerID]*node{}, judge: judge, paces: newPaces(), setSeq: start, version: start,
 	}
 	if err := b.engine.restore(ctx); err != nil {
 		return fmt.Errorf("taking up the bridge's state: %w", err)
@@ -320,6 +323,11 @@ func (b *Bridge) serveAll(ctx context.Context, stop func(), made bool) error {
 	defer endAPI()
 	go func() { apiEnd <- b.serveAPI(apiCtx, ln) }()
 	if err == nil {
+		b.spawn(func() {
+			if err := b.oweMerges(b.ctx()); err != nil && b.ctx().Err() == nil {
+				b.log.Error("what calls wrote before the restart could not be merged", "err", err)
+			}
+		})
 		b.ready(made, ln, restored)
 		select {
 		case <-ctx.Done():

@@ -46,6 +46,8 @@ type engine struct {
 
 	// owned by the engine's goroutine
 	jobs     map[protocol.JobID]*job
+	opens    map[callKey]*job // open jobs that take calls
+	calls    map[string]*call // that have not ended, by ID
 	nodes    map[protocol.PeerID]*node
 	attempts map[protocol.LeaseID]*attempt
 	ended    []*attempt         // in order of their ends, to be forgotten
@@ -58,9 +60,10 @@ type engine struct {
 	fleet    uint64 // grows when the set of nodes that could work changes
 	hour     int64  // the hour whose uptime was judged last
 	pacedAt  time.Time
-	crowd    int   // ended jobs in memory
-	carry    *turn // a turn whose rows could wait; the next one writes them
-	careful  int   // so many turns take one event each, after a commit has failed
+	forgot   time.Time // old calls were looked for last
+	crowd    int       // ended jobs in memory
+	carry    *turn     // a turn whose rows could wait; the next one writes them
+	careful  int       // so many turns take one event each, after a commit has failed
 }
 
 // turn is one round of the engine: some events, one transaction, and what follows it.
@@ -80,6 +83,7 @@ type turn struct {
 	receipts []store.Receipt
 	days     []store.Idle
 	tails    []store.LogTail
+	callRows map[string]store.Call
 	lines    map[*line]struct{}
 	spoke    map[protocol.PeerID]struct{} // whose receipts the book has checked
 	judged   map[protocol.PeerID]struct{}
@@ -108,6 +112,7 @@ func (e *engine) newTurn() *turn {
 	t := &turn{
 		e: e, now: e.now(), jobs: map[*job]struct{}{}, chunks: map[chunkKey]store.Chunk{}, leases: map[leaseKey]store.Lease{}, lines: map[*line]struct{}{},
 		spoke: map[protocol.PeerID]struct{}{}, judged: map[protocol.PeerID]struct{}{}, push: map[protocol.PeerID]struct{}{}, announce: map[*job]struct{}{}, touched: map[*job]struct{}{}, setAside: map[string]int64{},
+		callRows: map[string]store.Call{},
 	}
 	if c := e.carry; c != nil {
 		t.jobs, t.members, t.lines, t.judged, t.paced = c.jobs, c.members, c.lines, c.judged, c.paced
@@ -118,7 +123,7 @@ func (e *engine) newTurn() *turn {
 
 // rows counts what a turn would write.
 func (t *turn) rows() int {
-	n := len(t.first) + len(t.jobs) + len(t.chunks) + len(t.leases) + len(t.results) + len(t.members) + len(t.receipts) + len(t.days) + len(t.tails) + len(t.lines) + len(t.judged)
+	n := len(t.first) + len(t.jobs) + len(t.chunks) + len(t.leases) + len(t.results) + len(t.members) + len(t.receipts) + len(t.days) + len(t.tails) + len(t.lines) + len(t.judged) + len(t.callRows)
 	if t.paced {
 		n++
 	}
@@ -281,6 +286,9 @@ func (t *turn) write(tx *store.Tx) error {
 	}
 	if len(t.tails) > 0 {
 		put(func() error { return tx.PutLogTails(t.tails) })
+	}
+	if len(t.callRows) > 0 {
+		put(func() error { return tx.PutCalls(values(t.callRows)) })
 	}
 	if len(t.lines) > 0 {
 		put(func() error { return tx.PutUsage(t.usageRows()) })

@@ -263,6 +263,9 @@ func (b *Bridge) candidate(c *dht.Candidate, s *placing, now time.Time) cluster.
 	for _, text := range h.GetExecutors() {
 		name, level, _ := strings.Cut(text, ":")
 		iso, err := cluster.ParseIsolation(level)
+		if err == nil && strings.HasPrefix(name, "python") {
+			x.Hosts = append(x.Hosts, name)
+		}
 		for _, k := range []cluster.Backend{cluster.BackendWasm, cluster.BackendImage, cluster.BackendHost} {
 			if err == nil && k.String() == name {
 				x.Runs[k] = max(x.Runs[k], iso)

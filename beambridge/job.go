@@ -1,6 +1,7 @@
 package beambridge
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -34,6 +35,7 @@ type job struct {
 	spec    protocol.Job // with defaults
 	terms   protocol.JobTerms
 	inputs  cluster.Inputs
+	calls   *callBook   // of an open job, else nil
 	want    cluster.Job // what selection asks of nodes
 	class   string      // what the predictor knows it by
 	tracker *cluster.Tracker
@@ -257,6 +259,9 @@ func (t *turn) chunk(j *job, c *cluster.ChunkRow) {
 	t.chunks[chunkKey{j.id(), c.First}] = store.Chunk{
 		Job: j.id(), First: c.First, End: c.End, State: string(c.State), Fence: c.Fence, Want: c.Want, Winner: c.Winner, Reason: c.Reason, Text: c.Text,
 	}
+	if c.State == cluster.ChunkFailed && j.calls != nil {
+		t.failedCalls(j, cluster.Range{First: c.First, End: c.End}, c.Reason, c.Text)
+	}
 	if c.State != cluster.ChunkDone {
 		return
 	}
@@ -297,6 +302,9 @@ func (t *turn) state(j *job, fx cluster.Effects) {
 		return
 	}
 	j.over, j.endedAt = fx.State, t.now
+	if j.calls != nil {
+		t.orphanCalls(j, cmp.Or(fx.Reason, protocol.ReasonCancelled), fx.Text)
+	}
 	for _, l := range j.lines {
 		t.lines[l] = struct{}{} // what is owed is charged with the end
 	}
@@ -326,6 +334,9 @@ func (t *turn) state(j *job, fx cluster.Effects) {
 
 // isAll says that the one result that counts is the one whose outputs need no merging.
 func (t *turn) isAll(j *job) bool {
+	if j.calls != nil {
+		return true // each call has a result of its own
+	}
 	if !j.early.Defined() || len(t.results) == 0 {
 		return false
 	}

@@ -19,6 +19,12 @@ func (b *Bridge) end(j *job, fx cluster.Effects) {
 	b.farewell(j, fx.Reason)
 	b.log.Info("a job's chunks are over", "job", j.id(), "state", fx.State, "reason", fx.Reason)
 	f := func() { b.merge(b.ctx(), j.id(), j) }
+	if j.calls != nil {
+		f = func() { _ = b.engine.post(b.ctx(), func(t *turn) { t.merged(j, cid.Undef, "") }) }
+		if !j.merging {
+			return
+		}
+	}
 	if root := j.row.Result; !j.merging && root.Defined() {
 		f = func() { b.hold(root) }
 	}

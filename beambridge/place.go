@@ -71,9 +71,15 @@ func (e *engine) replace(j *job, now time.Time) {
 	}
 }
 
+// openChunks is for how many chunks an open job looks for nodes.
+const openChunks = 64
+
 // foreseen is in how many chunks the rest of a job's inputs will be cut, and how long they will be.
 func foreseen(rest uint64, j *job, seconds float64, nodes int) (chunks, inputs uint64) {
 	pace := cluster.Pace{Nodes: max(1, nodes), SecondsPerInput: seconds, Chunk: j.row.ChunkSize}
+	if j.calls != nil { // more calls may come at any time
+		return openChunks, 1
+	}
 	inputs = max(1, pace.Size(max(1, rest)))
 	return max(1, (rest+inputs-1)/inputs), inputs
 }

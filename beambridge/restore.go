@@ -30,6 +30,7 @@ var (
 // restore builds the engine's whole state from the store: after a start, and after a commit that failed.
 func (e *engine) restore(ctx context.Context) error {
 	now := e.now()
+	e.opens, e.calls = map[callKey]*job{}, map[string]*call{}
 	e.jobs, e.attempts, e.ended, e.owing = map[protocol.JobID]*job{}, map[protocol.LeaseID]*attempt{}, nil, map[*line]struct{}{}
 	for _, n := range e.nodes {
 		n.jobs, n.stops, n.busy = map[*job]struct{}{}, map[protocol.LeaseID]stopping{}, 0
@@ -142,6 +143,12 @@ func (e *engine) load(tx *store.Tx, row store.Job, expenses map[string]int64, no
 		return err
 	}
 	j := e.empty(row, spec, terms, inputs)
+	if j.calls != nil {
+		j.calls.sealed = true // new calls go to a new job
+		if err := e.loadCalls(tx, j); err != nil {
+			return err
+		}
+	}
 	if len(row.Plan) > 0 {
 		if err := json.Unmarshal(row.Plan, &j.plan); err != nil {
 			return fmt.Errorf("its plan: %w", err)
@@ -379,7 +386,7 @@ func (e *engine) rememberReceipt(book *metering.Book, r store.Receipt) error {
 
 // undo throws away what a failed commit was about and takes everything up again from the store.
 func (e *engine) undo(ctx context.Context) error {
-	old := e.jobs
+	old, calls := e.jobs, e.calls
 	if err := e.restore(ctx); err != nil {
 		e.log.Error("the bridge's state could not be read back", "err", err)
 		return err
@@ -391,6 +398,11 @@ func (e *engine) undo(ctx context.Context) error {
 		}
 		close(j.changed) // whoever waits looks again
 		j.changed = make(chan struct{})
+	}
+	for id, c := range calls {
+		if is := e.calls[id]; is != nil {
+			is.wait = c.wait
+		}
 	}
 	e.resume()
 	return nil
@@ -404,6 +416,13 @@ func (e *engine) resume() {
 		if j.over == "" {
 			e.bridge.begin(j)
 		}
+		if j.calls != nil {
+			for _, c := range j.calls.open {
+				if in, err := protocol.ParseFunctionInput(c.row.Args); err == nil && in.Root.Defined() {
+					e.bridge.reads.allow(j, in.Root)
+				}
+			}
+		}
 		for id, m := range j.members {
 			if m.State == memberIs && j.over == "" {
 				j.guests().add(id)
@@ -414,7 +433,7 @@ func (e *engine) resume() {
 			root := j.row.Result
 			e.bridge.spawn(func() { e.bridge.hold(root) })
 		}
-		if j.over != "" && !j.row.Result.Defined() {
+		if j.over != "" && !j.row.Result.Defined() && j.calls == nil {
 			j.merging = true
 			if !e.bridge.spawn(func() { e.bridge.merge(e.bridge.ctx(), j.id(), j) }) {
 				j.merging = false

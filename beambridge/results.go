@@ -33,9 +33,10 @@ type handing struct {
 // handed is one result on its way to its verdict.
 type handed struct {
 	noun    protocol.Result
-	missing error   // why its outputs are not here
-	wrong   string  // why its outputs are not those of its chunk
-	alone   cid.Cid // the directory of the one input that has written something, in the first chunk of a job
+	missing error               // why its outputs are not here
+	wrong   string              // why its outputs are not those of its chunk
+	ends    map[uint64]inputEnd // how the calls in the chunk ended
+	alone   cid.Cid             // the directory of the one input that has written something, in the first chunk of a job
 	verdict pb.Verdict
 	text    string
 }
@@ -100,7 +101,13 @@ func (b *Bridge) bring(ctx context.Context, h *handing, req *pb.ResultRequest) e
 	defer func() {
 		for i := range h.results {
 			if r := &h.results[i]; r.missing == nil && r.noun.Outcome.Reason == protocol.ReasonDone {
-				if r.wrong = b.misshapen(ctx, &r.noun); r.wrong == "" && r.noun.Chunk.First == 0 {
+				r.wrong = b.misshapen(ctx, &r.noun)
+				_, calls := b.calling.Load(r.noun.Job)
+				switch {
+				case r.wrong != "":
+				case calls:
+					r.ends, r.wrong = b.readEnds(&r.noun)
+				case r.noun.Chunk.First == 0:
 					r.alone = b.alone(ctx, r.noun.Root)
 				}
 			}
@@ -213,6 +220,9 @@ func (t *turn) handInOne(h *handing, r *handed) {
 	}
 	verdict, fx := j.tracker.Result(end, t.now)
 	t.apply(j, fx)
+	if j.calls != nil && verdict == cluster.VerdictAccounted {
+		t.returnedCalls(j, end.Range, x.Root, r.ends)
+	}
 	r.verdict, r.text = ackOf(verdict), string(verdict)
 }
 

@@ -108,6 +108,11 @@ func (t *turn) grantAll(from protocol.PeerID, cs []*claim) {
 		}
 		n.busy += len(leases)
 		t.apply(j, fx)
+		if j.calls != nil {
+			for i := range leases {
+				t.leased(j, from, &leases[i])
+			}
+		}
 	}
 }
 
@@ -150,7 +155,7 @@ func (b *Bridge) grants(to protocol.PeerID, c *claim, left *int) ([]byte, error)
 		x := protocol.Lease{
 			ID: l.ID, Job: c.id, Chunk: protocol.Chunk{ID: l.Chunk, First: l.Range.First, End: l.Range.End}, Fence: l.Fence, TTL: leaseTTL, Attempt: uint32(l.Attempt),
 		}
-		texts := c.job.inputs.Slice(l.Range)
+		texts := c.job.texts(l.Range)
 		size := 0
 		for _, s := range texts {
 			size += len(s) + 4

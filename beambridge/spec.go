@@ -52,6 +52,8 @@ func offered(j *protocol.Job) error {
 	switch {
 	case j.Kind == protocol.JobGang || j.Kind == protocol.JobService:
 		return notOffered("kind", fmt.Sprintf("jobs of kind %s are not offered yet", j.Kind), "say map or task")
+	case j.Run.Handler != "":
+		return notOffered("run.handler", "functions come through Beam's SDK, not by a job file yet", "point BETA9_GATEWAY_HOST at the bridge, as README says")
 	case j.Run.Wasm == "":
 		return notOffered("run", "only WebAssembly modules are offered yet", "build the program for wasip1 and name it as run.wasm")
 	case j.Inputs.Files != "":
@@ -151,10 +153,10 @@ func seedOf(module cid.Cid, spec *protocol.Job) [32]byte {
 func (b *Bridge) mounts(ctx context.Context, user string, r *resolved) error {
 	for i, v := range r.spec.Volumes {
 		at := fmt.Sprintf("volumes[%d]", i)
-		if v.Mode == "rw-shared" && v.At == outputsAt {
+		if v.Mode == "rw-shared" && v.At == outputsAt && r.spec.Run.Handler == "" {
 			continue // the outputs, merged at the end of the job, get this name
 		}
-		if v.Mode != "ro" {
+		if v.Mode != "ro" && !(v.Mode == "rw-shared" && r.spec.Run.Handler != "") {
 			return notOffered(at+".mode", fmt.Sprintf("mode %s is not offered yet, but for outputs at %s", v.Mode, outputsAt), "say ro")
 		}
 		var row store.Volume
@@ -169,7 +171,9 @@ func (b *Bridge) mounts(ctx context.Context, user string, r *resolved) error {
 			return fmt.Errorf("looking up volume %s: %w", v.Name, err)
 		}
 		r.volumes = append(r.volumes, volumeInfo(v.Name, row))
-		r.terms.Volumes = append(r.terms.Volumes, protocol.VolumeRef{Name: v.Name, Root: row.Root, At: v.At, Mode: "ro", Bytes: row.Bytes, Blocks: row.Blocks})
+		r.terms.Volumes = append(r.terms.Volumes, protocol.VolumeRef{
+			Name: v.Name, Root: row.Root, At: v.At, Mode: v.Mode, Bytes: row.Bytes, Blocks: row.Blocks, Links: v.Links,
+		})
 	}
 	return nil
 }
@@ -214,6 +218,9 @@ func wantOf(j *protocol.Job) cluster.Job {
 	w.Bandwidth, _ = cluster.ParseTier(p.Bandwidth)
 	for _, s := range p.Regions {
 		w.Regions = append(w.Regions, cluster.Share{Region: s.Place, Weight: s.Share})
+	}
+	if j.Run.Handler != "" {
+		w.Backend, w.Host, w.Explore = cluster.BackendHost, j.Run.Host, -1 // results of functions are not compared
 	}
 	if *pol.Retries == 0 {
 		w.Explore = -1 // newcomers' chunks are always run twice

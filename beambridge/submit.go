@@ -100,6 +100,12 @@ func (e *engine) empty(row store.Job, spec protocol.Job, terms protocol.JobTerms
 		plan: planRecord{Before: map[string]float64{}}, announced: uint64(e.now().UnixMicro()),
 		hungry: map[protocol.PeerID]struct{}{},
 	}
+	if spec.Run.Handler != "" {
+		j.calls = newCallBook(callKey{user: row.User})
+		j.calls.idle = e.now()
+		j.class = classOf(terms.Run.Function.Code, []string{spec.Run.Host, spec.Run.Handler})
+		e.bridge.calling.Store(row.ID, struct{}{})
+	}
 	if d := spec.Policy.Deadline.Std(); d > 0 {
 		j.deadline = row.Created.Add(d)
 	}
@@ -117,6 +123,9 @@ func (e *engine) trackerConfig(j *job) cluster.Config {
 	}
 	if c.Retries == 0 {
 		c.Copies, c.Explore = 1, 0
+	}
+	if j.calls != nil {
+		c.Apart, c.Open, c.Aim = true, !j.calls.sealed, callAim
 	}
 	return c
 }

@@ -45,6 +45,10 @@ func (e *engine) tick(t *turn) {
 	}
 	t.uptime()
 	e.forgetEnded(t.now)
+	if t.now.Sub(e.forgot) >= forgetEvery {
+		e.forgot = t.now
+		t.forgetCalls()
+	}
 	if t.now.Sub(e.pacedAt) >= paceEvery && e.paces.changed() {
 		e.pacedAt, t.paced = t.now, true
 	}
@@ -61,6 +65,11 @@ func (t *turn) watchJob(j *job) {
 			t.apply(j, fx)
 		}
 		return
+	}
+	if j.calls != nil {
+		if t.watchCalls(j); j.over != "" {
+			return
+		}
 	}
 	t.silent(j)
 	waiting := j.tracker.Progress().Workers == 0
@@ -154,6 +163,7 @@ func (e *engine) evict(j *job) {
 		delete(n.jobs, j)
 	}
 	e.bridge.reads.forget(j.id())
+	e.bridge.calling.Delete(j.id())
 	for _, a := range j.own {
 		if !a.row.Ended.IsZero() {
 			delete(e.attempts, a.row.ID)

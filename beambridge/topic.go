@@ -208,7 +208,11 @@ func (r *readers) job(j *job) *readingJob {
 	if x == nil {
 		x = &readingJob{members: map[protocol.PeerID]struct{}{}}
 		r.jobs[j.id()] = x
-		for _, c := range append([]cid.Cid{j.terms.Run.Module, j.row.InputRoot}, rootsOf(j.terms.Volumes)...) {
+		own := []cid.Cid{j.terms.Run.Module, j.row.InputRoot}
+		if f := j.terms.Run.Function; f != nil {
+			own = append(own, f.Code)
+		}
+		for _, c := range append(own, rootsOf(j.terms.Volumes)...) {
 			r.link(x, j.id(), c)
 		}
 	}
@@ -255,9 +259,7 @@ func (r *readers) drop(j *job, id protocol.PeerID) {
 func (r *readers) allow(j *job, c cid.Cid) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if x := r.jobs[j.id()]; x != nil {
-		r.link(x, j.id(), c)
-	}
+	r.link(r.job(j), j.id(), c)
 }
 
 // forget ends a job's rights.

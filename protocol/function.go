@@ -91,6 +91,9 @@ func ParseFunctionInput(text string) (f FunctionInput, err error) {
 	return f, nil
 }
 
+// MaxResultFile bounds what a function returns, in bytes: the largest message of Beam's clients has 16 MiB.
+const MaxResultFile = 15 << 20
+
 // LogStream tells which of a program's two outputs a line came from, numbered like file descriptors.
 type LogStream uint8
 

@@ -161,8 +161,10 @@ type JobVolume struct {
 
 // JobPolicy says how a job is run, checked and paid.
 type JobPolicy struct {
-	// Timeout bounds the run of one chunk; absent is the node's limit.
+	// Timeout bounds the run of one chunk, of a function that of one input; absent is the node's limit.
 	Timeout Duration `json:"timeout,omitzero"`
+	// Start bounds how long an input of a function waits to be begun; absent is for ever.
+	Start Duration `json:"start,omitzero"`
 	// Retries bounds re-runs of a chunk that the job is blamed for; 0 is at most once, with no copy of any
 	// kind; nil is 2.
 	Retries *uint32 `json:"retries,omitempty"`

@@ -481,7 +481,7 @@ func (p *JobPolicy) check(c *jobChecker) {
 	for _, f := range []struct {
 		field string
 		d     Duration
-	}{{"policy.timeout", p.Timeout}, {"policy.deadline", p.Deadline}} {
+	}{{"policy.timeout", p.Timeout}, {"policy.start", p.Start}, {"policy.deadline", p.Deadline}} {
 		if f.d < 0 || f.d.Std().Hours() > 365*24 {
 			c.bad(f.field, f.d.String(), "%s is not within 0 and 365d", f.d)
 		}

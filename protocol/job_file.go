@@ -196,6 +196,7 @@ func (p *JobPlacement) fields() []jobField {
 func (p *JobPolicy) fields() []jobField {
 	return []jobField{
 		{"timeout", setParsed(&p.Timeout, ParseDuration)},
+		{"start", setParsed(&p.Start, ParseDuration)},
 		{"retries", func(d *jobDecoder, n *jobNode, path string) {
 			p.Retries = new(uint32)
 			setUint(p.Retries, 0, maxRetries)(d, n, path)

@@ -68,3 +68,29 @@ func TestAbandonedChunkStopsForItsReason(t *testing.T) {
 		t.Errorf("then granted %+v", more)
 	}
 }
+
+func TestFunctionGoesWhereItsRuntimeIs(t *testing.T) {
+	node := func(id string, hosts ...string) Candidate {
+		c := Candidate{Peer: protocol.PeerID(id), Ready: true, Fresh: true, Where: true, Cores: 4, Memory: 1 << 33, Disk: 1 << 33, Slots: 2, Standing: StandingVetted, P: 1, O: 1, Hosts: hosts}
+		if len(hosts) > 0 {
+			c.Runs[BackendHost] = IsolationShared
+		}
+		return c
+	}
+	all := []Candidate{node("a"), node("b", "python3.11"), node("c", "python3.9", "python3.12"), node("d", "python2.7")}
+	for host, want := range map[string]string{"python3": "bc", "python3.11": "b", "python3.1": "", "python3.12": "c"} {
+		plan, why, err := Select(Job{Kind: KindMap, Backend: BackendHost, Host: host, Chunks: 100}, all, time.Unix(0, 0), 1)
+		got := map[protocol.PeerID]bool{}
+		for _, m := range plan.Members {
+			got[m.Peer] = true
+		}
+		if len(got) != len(want) || (err == nil) != (want != "") {
+			t.Errorf("%s: chose %v, %v (%s)", host, got, err, why.Summary())
+		}
+		for _, id := range want {
+			if !got[protocol.PeerID(string(id))] {
+				t.Errorf("%s: %c was not chosen: %v", host, id, got)
+			}
+		}
+	}
+}

@@ -151,6 +151,7 @@ type Candidate struct {
 
 	GPUs   []GPU               // GPUs are its device sets.
 	Runs   [backends]Isolation // Runs is the level at which each Backend is offered.
+	Hosts  []string            // Hosts are the runtimes of BackendHost that it offers, such as python3.11.
 	Cores  float64             // Cores is the number of CPU cores free for work.
 	Memory uint64              // Memory is free bytes.
 	Disk   uint64              // Disk is free bytes.
@@ -207,6 +208,7 @@ type Share struct {
 type Job struct {
 	Kind      Kind      // Kind decides how the set is chosen.
 	Backend   Backend   // Backend is what it runs as.
+	Host      string    // Host is the runtime of a BackendHost job: python3, or python3.11 for that version only.
 	Isolation Isolation // Isolation is the least level; IsolationNone and IsolationDev ask for any.
 
 	GPUModels []string // GPUModels are the accepted names as the job file says them, or slugs; empty accepts any model.

@@ -22,12 +22,13 @@ type Fleet struct {
 	cores, o                                  []float64
 	memory, disk, missing, price              []uint64
 	rtt                                       []time.Duration
-	kit, place, labels                        []uint32
+	kit, place, labels, host                  []uint32
 	hash                                      []uint64 // of the peer ID, breaks ties whatever the order
 
 	kits     interner[[]GPU]
 	places   interner[[2]string]
 	labelSet interner[[]string]
+	hosts    interner[[]string]
 
 	mask []uint32 // scratch of one Select: bit k is set where filter k fails
 }
@@ -62,7 +63,7 @@ func NewFleet(candidates []Candidate) *Fleet {
 		*c = make([]uint64, n)
 	}
 	f.rtt = make([]time.Duration, n)
-	f.kit, f.place, f.labels, f.mask = make([]uint32, n), make([]uint32, n), make([]uint32, n), make([]uint32, n)
+	f.kit, f.place, f.labels, f.host, f.mask = make([]uint32, n), make([]uint32, n), make([]uint32, n), make([]uint32, n), make([]uint32, n)
 	for i := range candidates {
 		f.index(i)
 	}
@@ -98,6 +99,7 @@ func (f *Fleet) index(i int) {
 	f.kit[i] = f.kits.id(key.String(), c.GPUs)
 	f.place[i] = f.places.id(c.Region+"\x00"+c.Country, [2]string{c.Region, c.Country})
 	f.labels[i] = f.labelSet.id(strings.Join(c.Labels, "\x00"), c.Labels)
+	f.host[i] = f.hosts.id(strings.Join(c.Hosts, "\x00"), c.Hosts)
 	f.hash[i] = peerHash(string(c.Peer))
 }
 
@@ -178,6 +180,13 @@ func (f *Fleet) filters(j *Job) []filter {
 		{name: "run", want: "run " + j.Backend.String(), fail: failBelow(f.mask, f.runs[j.Backend], uint8(IsolationDev))},
 	}
 	add := func(x filter) { fs = append(fs, x) }
+	if j.Host != "" {
+		ok := make([]bool, len(f.hosts.values))
+		for i, names := range f.hosts.values {
+			ok[i] = slices.ContainsFunc(names, func(n string) bool { return n == j.Host || strings.HasPrefix(n, j.Host+".") })
+		}
+		add(filter{name: "host", want: "host " + j.Host, fail: failUnless(f.mask, f.host, ok)})
+	}
 	if j.Isolation > IsolationDev {
 		add(filter{name: "min_isolation", want: "min_isolation " + j.Isolation.String(), fail: failBelow(f.mask, f.runs[j.Backend], uint8(j.Isolation))})
 	}
