@@ -199,8 +199,16 @@ func (t *turn) watchCalls(j *job) {
 			t.cancelCall(c, protocol.ReasonNone, fmt.Sprintf("no node could start it within %s: %s", c.spec.ttl, cmp.Or(j.row.Text, "none was free")))
 		}
 	}
-	if len(b.open) == 0 && !b.sealed && (t.now.Sub(b.idle) >= callIdle || b.inputs.len() >= mostInputs) {
+	switch {
+	case len(b.open) > 0:
+		if b.inputs.len() >= mostInputs && !b.sealed {
+			t.seal(j)
+		}
+	case b.sealed || t.now.Sub(b.idle) >= callIdle:
 		t.seal(j)
+		if j.over == "" {
+			t.apply(j, j.tracker.Close())
+		}
 	}
 }
 

@@ -282,7 +282,9 @@ func (t *turn) chunk(j *job, c *cluster.ChunkRow) {
 // stop asks a node to end a lease, at once and with every set until it has.
 func (t *turn) stop(s cluster.Stop) {
 	n := t.e.node(s.Node)
-	n.stops[s.Lease] = stopping{s.Fence, s.Reason, t.now}
+	if _, told := n.stops[s.Lease]; !told || s.Reason != protocol.ReasonSuperseded { // the first reason is the cause
+		n.stops[s.Lease] = stopping{s.Fence, s.Reason, t.now}
+	}
 	t.push[s.Node] = struct{}{}
 	if a := t.e.attempts[s.Lease]; a != nil && !a.stopped && !a.told {
 		a.job.open++

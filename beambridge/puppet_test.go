@@ -490,7 +490,7 @@ func (s *puppetSource) Record(seq uint64, issued, expires time.Time, leaving boo
 	cores, ram := uint32(p.slots), uint64(16<<30)
 	c := &pb.Capability{
 		Format: 1, MinReader: 1, PeerId: []byte(id), Seq: seq, Issued: issued.UnixMilli(), Expires: expires.UnixMilli(), Agent: "gridbeam/test", Roles: []string{"node"}, Tombstone: leaving,
-		Host:   &pb.Host{Os: "linux", Arch: "amd64", Cores: &cores, RamBytes: &ram, Storage: []*pb.Storage{{Class: "ssd", Total: 1 << 40, Usable: 1 << 40}}, Executors: []string{"wasm:strong"}},
+		Host:   &pb.Host{Os: "linux", Arch: "amd64", Cores: &cores, RamBytes: &ram, Storage: []*pb.Storage{{Class: "ssd", Total: 1 << 40, Usable: 1 << 40}}, Executors: []string{"wasm:strong", "host:shared", "python3.11:shared"}},
 		Policy: &pb.PolicyHint{PriceUusdPerHour: &p.ask},
 	}
 	for _, a := range p.host.AddrInfo().Addrs {

@@ -219,10 +219,10 @@ func (t *turn) handInOne(h *handing, r *handed) {
 		}
 	}
 	verdict, fx := j.tracker.Result(end, t.now)
-	t.apply(j, fx)
-	if j.calls != nil && verdict == cluster.VerdictAccounted {
+	if j.calls != nil && verdict == cluster.VerdictAccounted { // before the job may be over by it
 		t.returnedCalls(j, end.Range, x.Root, r.ends)
 	}
+	t.apply(j, fx)
 	r.verdict, r.text = ackOf(verdict), string(verdict)
 }
 

@@ -50,7 +50,7 @@ type JobRun struct {
 	// Host is a runtime of the node, such as python3.
 	Host string `json:"host,omitempty"`
 	// Command is the program's name and its arguments; {input} and {index} stand for the input at hand.
-	Command []string `json:"command"`
+	Command []string `json:"command,omitempty"`
 	// Env are environment variables.
 	Env map[string]string `json:"env,omitempty"`
 	// Handler is MODULE:FUNCTION or FILE.pkl:FUNCTION, called with each input; it goes with Host, without Command.

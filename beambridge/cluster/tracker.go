@@ -383,6 +383,24 @@ func (t *Tracker) Seal() Effects {
 	return fx
 }
 
+// Close is Seal for a job whose inputs are calls of their own and of which nobody waits for any more: what no node has
+// begun is given up.
+func (t *Tracker) Close() Effects {
+	var fx Effects
+	t.open = false
+	for r, ok := t.cutter.Cut(Pace{Chunk: MaxChunk}); ok; r, ok = t.cutter.Cut(Pace{Chunk: MaxChunk}) {
+		t.failed.Add(r)
+	}
+	for _, c := range t.chunks {
+		if c.fence == 0 {
+			t.failed.Add(c.r)
+			t.drop(c, &fx)
+		}
+	}
+	t.finish(&fx)
+	return fx
+}
+
 // Progress is where a job stands, for people.
 type Progress struct {
 	State        JobState // State is the job's.
