@@ -79,7 +79,7 @@ generated: $(TOOLS) # generated files are those that the sources give
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && PATH="$(BIN):$$PATH" $(BIN)/buf generate -o "$$tmp" && \
 	cd "$$tmp" && for f in $$(find . -name '*.pb.go'); do \
 		cmp -s "$$f" "$(CURDIR)/$$f" || { echo "$$f is not what its .proto gives; run make generate"; bad=1; }; done; \
-	cd "$(CURDIR)" && for f in $$(find protocol/pb -name '*.pb.go'); do \
+	cd "$(CURDIR)" && for f in $$(find protocol/pb beambridge/beamapi/beamwire -name '*.pb.go'); do \
 		[ -e "$$tmp/$$f" ] || { echo "$$f has no .proto; remove it"; bad=1; }; done; [ -z "$$bad" ]
 
 race: packages
