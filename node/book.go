@@ -94,8 +94,9 @@ type book struct {
 	work    *sync.Cond // the queue has grown, or closing
 	closing bool       // no lease begins any more
 	held    []*lease   // by slot, nil for a free one
-	lost    int        // slots that are stuck
-	alarm   time.Time  // the keeper's next look
+	gpus    *devices
+	lost    int       // slots that are stuck
+	alarm   time.Time // the keeper's next look
 	wake    chan struct{}
 	full    error         // why the journal cannot be written
 	busy    bool          // as it was told last
@@ -110,7 +111,7 @@ func newBook(self protocol.PeerID, slots int, now func() time.Time, log *slog.Lo
 		self: self, slots: slots, now: now, log: log, changed: func() {}, wake: make(chan struct{}, 1),
 		diary: newDiary(self), leases: map[protocol.LeaseID]*lease{}, members: map[protocol.JobID]*member{},
 		offers: map[protocol.JobID]offer{}, bridges: map[protocol.PeerID]*bridge{},
-		held: make([]*lease, slots),
+		held: make([]*lease, slots), gpus: &devices{},
 	}
 	b.work = sync.NewCond(&b.mu)
 	return b
@@ -223,20 +224,41 @@ func (b *book) take(slot int) *lease {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for {
-		for len(b.queue) > 0 && !b.closing {
-			l := b.queue[0]
-			b.queue[0] = nil
-			b.queue = b.queue[1:]
+		for !b.closing {
+			l := b.dequeue()
+			if l == nil {
+				break
+			}
 			if l.machine.State == protocol.LeaseLeased && b.apply(l, machine.Begin) || l.toFind() {
 				b.occupy(l, slot)
 				return l
 			}
+			b.gpus.release(l.ID)
 		}
 		if b.closing {
 			return nil
 		}
 		b.work.Wait()
 	}
+}
+
+// dequeue takes the oldest lease off the queue that has the GPUs it needs; one that has to wait for them keeps its
+// place. b.mu is held.
+func (b *book) dequeue() *lease {
+	for i, l := range b.queue {
+		over := l.machine.State != protocol.LeaseLeased && !l.toFind()
+		if !over && !b.gpus.take(l) {
+			continue
+		}
+		b.queue[i] = nil
+		if i == 0 {
+			b.queue = b.queue[1:]
+		} else {
+			b.queue = slices.Delete(b.queue, i, i+1)
+		}
+		return l
+	}
+	return nil
 }
 
 // occupy gives a slot to a lease: it is its bridge's time now, and no other bridge's; b.mu is held.
@@ -267,6 +289,10 @@ func (b *book) vacate(l *lease, c metering.Claimed) []protocol.UsageRecord {
 		b.log.Error("time of a lease is not metered", "lease", l.ID, "err", err)
 	}
 	b.held[l.slot] = nil
+	b.gpus.release(l.ID)
+	if l.member.terms.GPUCount > 0 {
+		b.work.Broadcast() // somebody may wait for its GPUs
+	}
 	b.meterSlots(now, uint16(l.slot))
 	l.slot = -1
 	return records

@@ -116,6 +116,13 @@ func (b *book) unfinished() (n int, fewer <-chan struct{}) {
 	return n, b.fewer
 }
 
+// gpusFree counts the GPUs of a group that no lease has; none when nothing here could hand them to a chunk.
+func (b *book) gpusFree(group int) uint32 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.gpus.free(group)
+}
+
 // load counts slots that run and leases that wait.
 func (b *book) load() (running, queued int) {
 	b.mu.Lock()
@@ -208,6 +215,8 @@ func (b *book) resume(f leaseFacts, m *member, outputs *collector, now time.Time
 		b.enqueue(l)
 	default:
 		l.machine.State = protocol.LeaseRunning
+		_, uuids := splitDevices(f.token)
+		b.gpus.keep(f.ID, uuids)
 		b.apply(l, machine.Lost)
 		b.enqueue(l)
 	}

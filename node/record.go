@@ -50,7 +50,8 @@ var _ dht.Source = (*speaker)(nil)
 type load struct {
 	state           State
 	running, queued int
-	inventory       Inventory // with what is free now
+	inventory       Inventory              // with what is free now
+	free            func(group int) uint32 // GPUs of a group that no lease has
 }
 
 // Record implements dht.Source.
@@ -200,8 +201,7 @@ func (s *speaker) Beat(h dht.BeatHeader, leaving bool) ([]byte, error) {
 		RamFreeMib: uint32(l.inventory.MemoryFree >> 20), DiskFreeGib: uint32(l.inventory.DiskFree >> 30),
 	}
 	for i := range l.inventory.GPUs.Groups {
-		// No backend here hands GPUs to chunks yet: none of them is free.
-		a.Groups = append(a.Groups, &pb.GroupLoad{Index: uint32(i)})
+		a.Groups = append(a.Groups, &pb.GroupLoad{Index: uint32(i), Free: l.free(i)})
 	}
 	return protocol.SealAvailability(s.key, a)
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -141,7 +142,7 @@ func (d *desk) judge(r *protocol.Reservation, right *right, now time.Time) (offe
 	t := &r.Terms
 	decision := d.policy.Decide(Request{
 		Peer: r.Bridge, Issuers: right.issuers, Rights: &right.Rights, Joined: true, Kind: t.Kind, Memory: t.Limits.MemoryBytes, Disk: t.Limits.DiskBytes,
-		Slots: int(r.Slots), Wall: t.Limits.Wall, MinIsolation: t.MinIsolation, Rate: r.Rate,
+		Slots: d.slots(r), Wall: t.Limits.Wall, MinIsolation: t.MinIsolation, Rate: r.Rate,
 	}, m, now)
 	if !decision.OK {
 		return offer{}, protocol.ReasonRefusedPolicy, decision.Text
@@ -155,11 +156,29 @@ func (d *desk) judge(r *protocol.Reservation, right *right, now time.Time) (offe
 	}, protocol.ReasonNone, ""
 }
 
+// slots is how many chunks of a job are wanted at a time, as far as its GPUs go.
+func (d *desk) slots(r *protocol.Reservation) int {
+	n := int(r.Slots)
+	if r.Terms.GPUCount > 0 {
+		n = min(n, d.book.gpuSlots(&r.Terms))
+	}
+	return n
+}
+
+// gpuSlots is how many chunks of a job the GPUs are enough for.
+func (b *book) gpuSlots(t *protocol.JobTerms) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.gpus.slots(t)
+}
+
 // able returns the backends that can run a job, or what is missing.
 func (d *desk) able(t *protocol.JobTerms) ([]*offered, string) {
 	switch {
-	case t.GPUCount > 0:
-		return nil, "the job needs GPUs, and no backend here hands GPUs to a chunk"
+	case t.GPUCount > 0 && t.Run.Function == nil:
+		return nil, "the job needs GPUs, and only functions are given GPUs here"
+	case t.GPUCount > 0 && d.book.gpuSlots(t) == 0:
+		return nil, fmt.Sprintf("the job needs %d × %s, and this node cannot give them away", t.GPUCount, cmp.Or(strings.Join(t.GPUModels, "|"), "any GPU"))
 	case !t.Run.Module.Defined() && t.Run.Function == nil:
 		return nil, "the job runs an image or a host program, and this node has no container backend; give the job a wasm module or a function"
 	}

@@ -90,6 +90,7 @@ func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 	s.life, s.halt = context.WithCancel(context.WithoutCancel(ctx))
 	s.book = newBook(host.ID(), slots, cfg.Clock, s.log)
 	s.book.spawn = s.spawn
+	s.book.gpus = newDevices(&inv.GPUs)
 	s.gate = newGate(cfg.Networks, cfg.Clock)
 	s.logs = newLogShelf(cfg.Clock)
 	if s.trees, err = newMaterials(cfg.path("trees"), s.store, cfg.Clock); err != nil {
@@ -135,7 +136,7 @@ func (s *site) newSpeaker(inv Inventory) *speaker {
 		load: func() load {
 			state, _ := s.judge()
 			running, queued := s.book.load()
-			return load{state: state, running: running, queued: queued, inventory: s.inventory()}
+			return load{state: state, running: running, queued: queued, inventory: s.inventory(), free: s.book.gpusFree}
 		},
 	}
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -113,11 +114,27 @@ func taskOf(l *lease, s *staging, inputs []executor.Input, limits executor.Limit
 		task.Module = w.depot.module(t.Run.Module)
 		return task
 	}
+	spec, warm := s.spec, f.KeepWarm
+	if files, uuids := w.book.devices(l); len(files) > 0 {
+		task.Devices, task.Env = files, maps.Clone(task.Env)
+		if task.Env == nil {
+			task.Env = map[string]string{}
+		}
+		task.Env["CUDA_VISIBLE_DEVICES"] = uuids
+		spec, warm = spec+" "+uuids, time.Millisecond // a process that stays has its GPUs open, and they are the next lease's
+	}
 	task.Tenant = string(l.leaseFacts.bridge) + "/" + f.Tenant
 	task.Function = &executor.Function{
-		Runtime: t.Run.Host, Handler: f.Handler, OnStart: f.OnStart, Code: s.code, Spec: s.spec, Workers: int(f.Workers), Timeout: f.Timeout, KeepWarm: f.KeepWarm,
+		Runtime: t.Run.Host, Handler: f.Handler, OnStart: f.OnStart, Code: s.code, Spec: spec, Workers: int(f.Workers), Timeout: f.Timeout, KeepWarm: warm,
 	}
 	return task
+}
+
+// devices are what the run of a lease may open.
+func (b *book) devices(l *lease) ([]executor.Device, string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.gpus.of(l.ID)
 }
 
 // limits are what a lease's run may use.
@@ -158,7 +175,8 @@ func (w *worker) resume(ctx context.Context, l *lease) {
 	if err != nil { // it is told with the result's outputs
 		w.log.Warn("the outputs of a run cannot be found again", "lease", l.ID, "err", err)
 	}
-	h, err := l.member.backend.Reattach(ctx, executor.Token(l.token), w.logs.open(l, l.member.terms.Limits.LogBytes))
+	token, _ := splitDevices(l.token)
+	h, err := l.member.backend.Reattach(ctx, executor.Token(token), w.logs.open(l, l.member.terms.Limits.LogBytes))
 	b.mu.Lock()
 	if err != nil {
 		l.why, l.text = protocol.ReasonRestartLost, err.Error()
@@ -217,7 +235,8 @@ func (w *worker) start(ctx context.Context, l *lease, p *executor.Prepared) bool
 	}
 	h, err := l.member.backend.Start(ctx, p)
 	if err == nil && !l.member.backend.inProcess {
-		err = b.started(l, string(h.Token()))
+		_, uuids := b.devices(l)
+		err = b.started(l, withDevices(string(h.Token()), uuids))
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -34,6 +34,10 @@ type Device struct {
 	UUID string `json:"uuid"`
 	// Index is NVML's number at the moment.
 	Index int `json:"index"`
+	// Minor is the number of its device file, -1 when it is not known.
+	Minor int `json:"minor"`
+	// Slice says that it is a MIG slice of a device.
+	Slice bool `json:"slice,omitempty"`
 	// Bus is its PCI address.
 	Bus string `json:"bus"`
 	// Group is its index in Inventory.Groups, -1 when it is not offered.

@@ -101,7 +101,7 @@ func readAll(ctx context.Context, lib library, n int, patience time.Duration) (a
 			continue
 		}
 		hung = true
-		all = append(all, reading{device: Device{Index: i, Health: Suspect, Reason: fmt.Sprintf("it did not answer within %s", patience)}})
+		all = append(all, reading{device: Device{Index: i, Minor: -1, Health: Suspect, Reason: fmt.Sprintf("it did not answer within %s", patience)}})
 	}
 	return all, hung, nil
 }
@@ -110,9 +110,12 @@ func readAll(ctx context.Context, lib library, n int, patience time.Duration) (a
 func readDevice(lib library, i int) []reading {
 	d, r := lib.DeviceGetHandleByIndex(i)
 	if r != nvml.SUCCESS {
-		return []reading{broken(Device{Index: i}, "opening it", r)}
+		return []reading{broken(Device{Index: i, Minor: -1}, "opening it", r)}
 	}
-	dev := Device{Index: i, Health: Healthy}
+	dev := Device{Index: i, Minor: -1, Health: Healthy}
+	if minor, r := d.GetMinorNumber(); r == nvml.SUCCESS {
+		dev.Minor = minor
+	}
 	if pci, r := d.GetPciInfo(); r == nvml.SUCCESS {
 		dev.Bus = fmt.Sprintf("%04x:%02x:%02x", pci.Domain, pci.Bus, pci.Device)
 	}
@@ -134,6 +137,7 @@ func readSlices(parent nvml.Device, dev Device) (out []reading) {
 			continue // an unused place
 		}
 		one := readOne(slice, dev)
+		one.device.Slice = true
 		if one.group != nil {
 			one.group.MigMode = "slice"
 		}
