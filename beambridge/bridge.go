@@ -60,6 +60,7 @@ type Bridge struct {
 	notices  chan notice
 	calling  sync.Map // protocol.JobID of every job in memory whose inputs are calls
 	wrote    wrote
+	stubs    sync.Map   // string to *stubOf
 	merging  sync.Mutex // volumes are changed one call after the other
 
 	mu      sync.Mutex

@@ -1,6 +1,7 @@
 package beambridge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/ipfs/go-cid"
 
+	"github.com/gridbeam/gridbeam/beambridge/beamapi"
 	"github.com/gridbeam/gridbeam/beambridge/store"
 	"github.com/gridbeam/gridbeam/protocol"
 	"github.com/gridbeam/gridbeam/volumes"
@@ -29,7 +31,11 @@ type order struct {
 	args       []byte
 	headless   bool
 	wait       bool
+	most       int // calls of the user that may be open; 0 is mostPending
 }
+
+// mostCalls bounds the calls of everybody that have not ended: each is kept in memory.
+const mostCalls = 100_000
 
 // errNoJob asks for an open job for a call.
 var errNoJob = errors.New("beambridge: no open job for the call")
@@ -63,6 +69,9 @@ func (b *Bridge) call(ctx context.Context, o order) (*waiter, error) {
 				}
 				j = fresh
 				t.e.opens[key] = j
+			}
+			if len(j.calls.open) >= cmp.Or(o.most, mostPending) || len(t.e.calls) >= mostCalls {
+				return struct{}{}, fmt.Errorf("%w: %d calls wait already", beamapi.ErrBusy, len(j.calls.open))
 			}
 			c.spec = j.callSpec()
 			if root.Defined() {

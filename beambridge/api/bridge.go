@@ -17,9 +17,10 @@ type Scope string
 
 // The scopes. Each holds the one before it.
 const (
-	ScopeRead  Scope = "read"  // ScopeRead looks at jobs, volumes, nodes and the account.
-	ScopeJobs  Scope = "jobs"  // ScopeJobs also submits and cancels jobs and makes volumes.
-	ScopeAdmin Scope = "admin" // ScopeAdmin also posts credit and sees what belongs to others.
+	ScopeRead   Scope = "read"   // ScopeRead looks at jobs, volumes, nodes and the account.
+	ScopeInvoke Scope = "invoke" // ScopeInvoke also calls functions that are there, by Beam's API.
+	ScopeJobs   Scope = "jobs"   // ScopeJobs also submits and cancels jobs, prepares functions and makes volumes.
+	ScopeAdmin  Scope = "admin"  // ScopeAdmin also posts credit and sees what belongs to others.
 )
 
 // Principal is who a token stands for.
@@ -32,7 +33,7 @@ type Principal struct {
 
 // Can says whether the principal has a scope, or one that holds it.
 func (p Principal) Can(s Scope) bool {
-	order := []Scope{ScopeRead, ScopeJobs, ScopeAdmin}
+	order := []Scope{ScopeRead, ScopeInvoke, ScopeJobs, ScopeAdmin}
 	for _, has := range p.Scopes {
 		if slices.Index(order, has) >= slices.Index(order, s) {
 			return true
