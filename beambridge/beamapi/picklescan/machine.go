@@ -17,7 +17,7 @@ const (
 	kindBytes                 // the same; or bytes that a call makes of a text, which has them too if it is ASCII
 	kindByteArray             // a bytearray
 	kindTuple                 // off, n: its elements in the arena, unless n is untracked
-	kindList                  // a list
+	kindList                  // off is its place in machine.lists
 	kindDict                  // a dict
 	kindSet                   // a set or frozenset
 	kindGlobal                // off is its rule; n its entry, for messages
@@ -67,7 +67,8 @@ type machine struct {
 	known []bool // of memo: whether the entry is set
 	set   int    // entries of memo that are set
 	arena []value
-	names []entry // globals that were looked up, for messages
+	lists []uint32 // how many elements each list has so far
+	names []entry  // globals that were looked up, for messages
 
 	done  bool
 	trace func(at int, op byte) // told of each opcode by tests
@@ -248,6 +249,13 @@ func (m *machine) elements(v value) ([]value, bool) {
 		return nil, false
 	}
 	return m.arena[v.off : v.off+uint32(v.n)], true
+}
+
+// list makes a list of so many elements. Its count is kept for numpy, which believes that an array's list is as long
+// as its shape says.
+func (m *machine) list(n int) value {
+	m.lists = append(m.lists, uint32(n))
+	return value{kind: kindList, off: uint32(len(m.lists) - 1)}
 }
 
 // remember sets an entry of the memo to the top of the stack. CPython numbers entries one after another; others

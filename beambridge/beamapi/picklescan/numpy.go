@@ -123,18 +123,22 @@ func (m *machine) timeUnit(letter byte, v value) bool {
 	return true
 }
 
-// isShape says that a value is a tuple of sizes.
-func (m *machine) isShape(v value) bool {
+// shape is how many elements an array of these sizes has; false if a value is no tuple of sizes or they are too many.
+func (m *machine) shape(v value) (int64, bool) {
 	dims, known := m.elements(v)
 	if !known {
-		return false
+		return 0, false
 	}
+	n := int64(1)
 	for _, d := range dims {
 		if d.kind != kindInt || int32(d.off) < 0 {
-			return false
+			return 0, false
+		}
+		if n *= int64(d.off); n > 1<<31 {
+			return 0, false
 		}
 	}
-	return true
+	return n, true
 }
 
 // letter is a dtype's, or 0.
@@ -163,9 +167,13 @@ func callReconstruct(m *machine, e *entry, args []value, known bool) (value, err
 // arrayState passes (version, shape, dtype, Fortran order, content); content is a list for objects alone.
 func (m *machine) arrayState(state value) error {
 	st, known := m.elements(state)
-	if known && len(st) == 5 && st[0].kind == kindInt && m.isShape(st[1]) && (isFlag(st[3], 0) || isFlag(st[3], 1)) {
-		letter := m.letter(st[2])
-		if letter == 'O' && st[4].kind == kindList || letter != 0 && letter != 'O' && st[4].kind == kindBytes {
+	if known && len(st) == 5 && st[0].kind == kindInt && (isFlag(st[3], 0) || isFlag(st[3], 1)) {
+		letter, content := m.letter(st[2]), st[4]
+		n, ok := m.shape(st[1])
+		if ok && letter == 'O' && content.kind == kindList && n == int64(m.lists[content.off]) {
+			return nil
+		}
+		if ok && letter != 0 && letter != 'O' && content.kind == kindBytes {
 			return nil
 		}
 	}
@@ -185,8 +193,10 @@ func callScalar(m *machine, e *entry, args []value, known bool) (value, error) {
 
 // callFromBuffer passes (bytes, dtype, shape, order), how protocol 5 writes an array.
 func callFromBuffer(m *machine, e *entry, args []value, known bool) (value, error) {
-	if !known || len(args) != 4 || (args[0].kind != kindBytes && args[0].kind != kindByteArray) || !m.isShape(args[2]) ||
-		args[3].kind != kindText {
+	if !known || len(args) != 4 || (args[0].kind != kindBytes && args[0].kind != kindByteArray) || args[3].kind != kindText {
+		return m.badCall(e)
+	}
+	if _, ok := m.shape(args[2]); !ok {
 		return m.badCall(e)
 	}
 	if letter := m.letter(args[1]); letter == 0 || letter == 'O' {

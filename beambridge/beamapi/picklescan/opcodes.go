@@ -47,7 +47,7 @@ var opcodes = [256]opcode{
 	// containers
 	')':  {argNone, func(m *machine, _ span) error { return m.push(m.tuple(nil)) }},
 	0x85: {argNone, lastTuple(1)}, 0x86: {argNone, lastTuple(2)}, 0x87: {argNone, lastTuple(3)}, 't': {argNone, (*machine).markTuple},
-	']': {argNone, push(value{kind: kindList})}, 'l': {argNone, markInto(kindList, false)},
+	']': {argNone, func(m *machine, _ span) error { return m.push(m.list(0)) }}, 'l': {argNone, markInto(kindList, false)},
 	'}': {argNone, push(value{kind: kindDict})}, 'd': {argNone, markInto(kindDict, true)},
 	0x8f: {argNone, push(value{kind: kindSet})}, 0x91: {argNone, markInto(kindSet, false)},
 	'a': {argNone, addLast(1, takesValues)}, 'e': {argNone, addMarked(1, takesValues)},
@@ -202,6 +202,9 @@ func markInto(k kind, pairs bool) func(*machine, span) error {
 		if pairs && len(items)%2 != 0 {
 			return m.malformed("a key without a value")
 		}
+		if k == kindList {
+			return m.push(m.list(len(items)))
+		}
 		return m.push(value{kind: k})
 	}
 }
@@ -218,7 +221,7 @@ func addLast(n int, takes func(kind) bool) func(*machine, span) error {
 				return err
 			}
 		}
-		return m.into(takes)
+		return m.into(1, takes)
 	}
 }
 
@@ -232,17 +235,20 @@ func addMarked(n int, takes func(kind) bool) func(*machine, span) error {
 		if len(items)%n != 0 {
 			return m.malformed("a key without a value")
 		}
-		return m.into(takes)
+		return m.into(len(items), takes)
 	}
 }
 
-func (m *machine) into(takes func(kind) bool) error {
+func (m *machine) into(n int, takes func(kind) bool) error {
 	v, err := m.top()
 	if err != nil {
 		return err
 	}
 	if !takes(v.kind) {
 		return m.refuse("values put into what is no plain container")
+	}
+	if v.kind == kindList {
+		m.lists[v.off] += uint32(n)
 	}
 	return nil
 }

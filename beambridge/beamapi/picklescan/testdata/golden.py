@@ -199,6 +199,11 @@ def numpy_hostile():
     yield "numpy/structured", array(dtype("V8", state=state(8, 1, 16, b"N" + u("a") + b"\x85}")), eight)
     yield "numpy/number for dtype", array(b"K\x01", eight)
     yield "numpy/list for numbers", array(dtype("f8"), b"]")
+    objects = dtype("O8", state=state(flags=63, order="|"))
+    yield "numpy/list too short", array(objects, b"](K\x01K\x02e", b"K\x03\x85")
+    yield "numpy/list too long", array(objects, b"](K\x01K\x02e", b"K\x01\x85")
+    yield "numpy/list shrunk by shape", array(objects, b"](K\x01K\x02e", b"K\x02K\x02\x86")
+    yield "numpy/list of a tuple", array(objects, b"K\x01\x85", b"K\x01\x85")
     yield "numpy/not a copy", b"\x80\x04" + dtype("f8", b"\x89\x89\x87", state(order=">")) + b"."
     yield "numpy/commas", b"\x80\x04" + dtype("i4,O") + b"."
     yield "numpy/object scalar", b"\x80\x04" + g("numpy.core.multiarray", "scalar") + dtype("O8") + b"C\x02N.\x86R."
