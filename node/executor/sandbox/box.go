@@ -218,7 +218,7 @@ func (x *box) lease(ctx context.Context, r *run) error {
 		err = x.send(message{Op: "begin"}, nil)
 	}
 	if err == nil {
-		err = x.answer(ctx)
+		err = x.answer(ctx, r)
 	}
 	if err != nil {
 		x.release(r)
@@ -231,7 +231,7 @@ func (x *box) attach(ctx context.Context, r *run) error {
 	x.hold(r)
 	err := x.send(message{Op: "attach", Lease: r.id.String()}, nil)
 	if err == nil {
-		err = x.answer(ctx)
+		err = x.answer(ctx, r)
 	}
 	if err != nil {
 		x.release(r)
@@ -262,7 +262,7 @@ func (x *box) release(r *run) {
 }
 
 // answer waits for the shim's word.
-func (x *box) answer(ctx context.Context) error {
+func (x *box) answer(ctx context.Context, r *run) error {
 	late := time.NewTimer(answerWithin)
 	defer late.Stop()
 	select {
@@ -272,6 +272,11 @@ func (x *box) answer(ctx context.Context) error {
 		}
 		return fmt.Errorf("%w: %s", errRefused, m.Text)
 	case <-x.dead:
+		x.backend.mu.Lock()
+		defer x.backend.mu.Unlock()
+		if r.taken { // and lost since: it has its end
+			return nil
+		}
 		return fmt.Errorf("%w: the shim has ended", errRefused)
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -307,6 +312,11 @@ func (x *box) heard(m *message, payload []byte) {
 		}
 		b.mu.Unlock()
 	case "accepted", "refused":
+		if r != nil && m.Op == "accepted" {
+			b.mu.Lock()
+			r.taken = true
+			b.mu.Unlock()
+		}
 		select {
 		case x.answers <- *m:
 		default: // nobody has asked
@@ -329,7 +339,7 @@ func (x *box) heard(m *message, payload []byte) {
 		}
 		b.mu.Lock()
 		x.cur, x.lastUsed = nil, time.Now()
-		x.busy = x.letting
+		x.busy = x.letting || m.Ending
 		closing := x.letting
 		b.mu.Unlock()
 		r.finish(m.Outcome.outcome())
@@ -347,6 +357,9 @@ func (x *box) lost(err error) {
 	_ = x.conn.Close()
 	b.mu.Lock()
 	r, letting := x.cur, x.letting
+	if r != nil && !r.taken {
+		r = nil // who handed it over still waits for the answer, and looks elsewhere
+	}
 	x.cur, x.busy = nil, true
 	delete(b.boxes, x.id)
 	b.mu.Unlock()
@@ -363,7 +376,7 @@ func (x *box) lost(err error) {
 		b.log.Warn("the connection to a sandbox's shim is broken", "sandbox", x.id, "err", err)
 	}
 	x.bury()
-	if r == nil || !r.accepted() {
+	if r == nil {
 		return
 	}
 	if e, err := openExit(filepath.Join(b.cfg.Dir, exitsName), r.id.String()); err == nil {

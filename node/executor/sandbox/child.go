@@ -194,21 +194,36 @@ func (c *child) learn(info *os.File) {
 	}
 }
 
-// kill ends the sandbox: the end of its first process is the end of all of its process namespace. Should that not
-// help, all in the cgroup and bubblewrap itself are killed.
+// kill ends the sandbox: the end of its first process is the end of all of its process namespace. If that process is not
+// known yet, learn kills it. Should that not help, all in the cgroup, bubblewrap and its orphans are killed.
 func (c *child) kill(g *group) {
 	if c.killed.Swap(true) {
 		return
 	}
 	if fd := c.init.Load(); fd > 0 {
 		_ = unix.PidfdSendSignal(int(fd-1), unix.SIGKILL, nil, 0)
-	} else {
-		_ = c.cmd.Process.Kill() // it is young; whatever it has started dies with it
 	}
 	time.AfterFunc(time.Second, func() {
 		g.kill()
 		_ = c.cmd.Process.Kill()
+		for _, pid := range childrenOf(os.Getpid()) { // its orphans are ours, and keep their numbers until we look
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
 	})
+}
+
+// childrenOf lists the children of a process.
+func childrenOf(pid int) (pids []int) {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, file := range tasks {
+		b, _ := os.ReadFile(file)
+		for word := range strings.FieldsSeq(string(b)) {
+			if n, err := strconv.Atoi(word); err == nil {
+				pids = append(pids, n)
+			}
+		}
+	}
+	return pids
 }
 
 // write sends frames to the runner.
@@ -263,15 +278,7 @@ func (c *child) soft() (cpu time.Duration, resident int64) {
 		queue = queue[1:]
 		t, r := processUse(pid)
 		cpu, resident = cpu+t, resident+r
-		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-		for _, file := range tasks {
-			b, _ := os.ReadFile(file)
-			for word := range strings.FieldsSeq(string(b)) {
-				if n, err := strconv.Atoi(word); err == nil {
-					queue = append(queue, n)
-				}
-			}
-		}
+		queue = append(queue, childrenOf(pid)...)
 	}
 	return cpu, resident
 }

@@ -140,7 +140,8 @@ type message struct {
 	// refused
 	Text string `json:"text,omitempty"`
 
-	// usage, outcome
+	// usage, outcome; Ending says that the sandbox takes no further lease
+	Ending  bool            `json:"ending,omitempty"`
 	Usage   *executor.Usage `json:"usage,omitempty"`
 	Outcome *exitFile       `json:"outcome,omitempty"`
 }

@@ -47,6 +47,9 @@ func identify(pid int) (identity, error) {
 	if len(fields) < 20 {
 		return identity{}, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
 	}
+	if fields[0] == "Z" || fields[0] == "X" { // it has ended; only its parent has not looked yet
+		return identity{}, fmt.Errorf("process %d: %w", pid, unix.ESRCH)
+	}
 	start, err := strconv.ParseUint(fields[19], 10, 64) // field 22 of proc(5)
 	return identity{PID: pid, Start: start, Boot: bootID()}, err
 }

@@ -22,6 +22,7 @@ type run struct {
 	started time.Time
 	done    chan struct{} // closed when outcome is set
 	left    chan struct{} // closed when the backend has closed without an end
+	taken   bool          // the shim has accepted it; guarded by backend.mu
 
 	mu      sync.Mutex
 	usage   executor.Usage
@@ -85,9 +86,6 @@ func (r *run) inputDone(index uint64) {
 		r.task.OnInput(in)
 	}
 }
-
-// accepted tells whether the sandbox has taken the run.
-func (r *run) accepted() bool { return r.box != nil }
 
 // finish announces the outcome, once.
 func (r *run) finish(out executor.Outcome) {

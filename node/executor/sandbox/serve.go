@@ -280,7 +280,7 @@ func (s *shim) finish(why *cause, code, signal int32) {
 	}
 	s.cur, s.last = nil, w
 	s.retireOrWait()
-	w.tell(func() { w.end = end })
+	w.tell(func() { w.end, w.final = end, s.ending })
 }
 
 // lastCPU is the lease's processor time at its end, when the processes may be gone.

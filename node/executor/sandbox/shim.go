@@ -27,6 +27,7 @@ const (
 	usageEvery = 250 * time.Millisecond // also how often the watchdog looks when there are no cgroups
 	diskEvery  = time.Second            // execution.md 3
 	stuckAfter = 5 * time.Second        // from a kill to giving up (execution.md 8)
+	firstLease = time.Minute            // how long a new sandbox waits at least
 	tailBytes  = 4 << 10                // what is remembered of the runner's own words
 )
 
@@ -118,7 +119,7 @@ func ownGroups() groupPlaces {
 
 // run is the shim's life.
 func (s *shim) run(ctx context.Context, l net.Listener) error {
-	s.idle = time.AfterFunc(s.spec.KeepWarm, func() { s.do(s.retire) })
+	s.idle = time.AfterFunc(max(s.spec.KeepWarm, firstLease), func() { s.do(s.retire) })
 	defer s.idle.Stop()
 	s.all.Go(func() { s.accept(l) })
 	s.all.Go(s.watch)
@@ -397,7 +398,7 @@ func (p *peer) tail(w *work, gone <-chan struct{}) {
 	var used executor.Usage
 	for {
 		w.mu.Lock()
-		changed, finished, usage, end := w.changed, w.finished[done:], w.usage, w.end
+		changed, finished, usage, end, final := w.changed, w.finished[done:], w.usage, w.end, w.final
 		w.mu.Unlock()
 		for more := true; more; {
 			records, next, _, _ := w.log.Read(at, 1<<20)
@@ -421,7 +422,7 @@ func (p *peer) tail(w *work, gone <-chan struct{}) {
 			}
 		}
 		if end != nil {
-			_ = p.send(message{Op: "outcome", Lease: w.lease, Outcome: end}, nil)
+			_ = p.send(message{Op: "outcome", Lease: w.lease, Outcome: end, Ending: final}, nil)
 			return
 		}
 		select {

@@ -75,6 +75,7 @@ type work struct {
 	finished []uint64 // inputs whose outputs are complete, in the order of their ends
 	usage    executor.Usage
 	end      *exitFile
+	final    bool // with end: the sandbox takes no further lease
 }
 
 // cause is why a lease ends before its time. The first one counts.
