@@ -148,7 +148,7 @@ func keyOf(seed uint64, name string) crypto.PrivKey {
 
 func (f *farm) runBridge(ctx context.Context, env testnet.Env, change []func(*beambridge.Config)) error {
 	cfg := beambridge.DefaultConfig(env.Dir)
-	cfg.Host, cfg.OperatorKey, cfg.Local, cfg.MDNS, cfg.APIListen, cfg.Buckets = env.Host, f.operator, true, false, "", 8
+	cfg.Host, cfg.OperatorKey, cfg.Local, cfg.MDNS, cfg.APIListen, cfg.BeamListen, cfg.Buckets = env.Host, f.operator, true, false, "", "", 8
 	for _, m := range f.machines {
 		if m.kind.anchor {
 			cfg.Anchors = append(cfg.Anchors, m.ID())

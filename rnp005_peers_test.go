@@ -176,7 +176,7 @@ func TestC1_ANodeIsReadyFromACleanDirectoryAndAnImportedKeyKeepsItsPeerID(t *tes
 	t.Cleanup(func() { stop(); ran.Wait() })
 	ready := make(chan beambridge.Started, 1)
 	bcfg := beambridge.DefaultConfig(filepath.Join(t.TempDir(), "bridge"))
-	bcfg.Local, bcfg.MDNS, bcfg.APIListen, bcfg.OperatorKey = true, false, "", keyOf(30, "operator")
+	bcfg.Local, bcfg.MDNS, bcfg.APIListen, bcfg.BeamListen, bcfg.OperatorKey = true, false, "", "", keyOf(30, "operator")
 	bcfg.Ready = func(s beambridge.Started) { ready <- s }
 	bridge, err := beambridge.New(bcfg, farmLog(t))
 	if err != nil {

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -291,7 +289,7 @@ func releaseStored(tx *store.Tx, id protocol.JobID, now time.Time) error {
 // serveAll runs everything until ctx is done, then takes it down from the outside in: the API first, then what
 // talks to nodes, the engine last, so that whatever it was told is still committed.
 func (b *Bridge) serveAll(ctx context.Context, stop func(), made bool) error {
-	ln, err := b.listenAPI(ctx)
+	lns, err := b.listenAPI(ctx)
 	if err != nil {
 		return err
 	}
@@ -322,14 +320,14 @@ func (b *Bridge) serveAll(ctx context.Context, stop func(), made bool) error {
 	apiEnd := make(chan error, 1)
 	apiCtx, endAPI := context.WithCancel(context.WithoutCancel(ctx))
 	defer endAPI()
-	go func() { apiEnd <- b.serveAPI(apiCtx, ln) }()
+	go func() { apiEnd <- b.serveAPI(apiCtx, lns) }()
 	if err == nil {
 		b.spawn(func() {
 			if err := b.oweMerges(b.ctx()); err != nil && b.ctx().Err() == nil {
 				b.log.Error("what calls wrote before the restart could not be merged", "err", err)
 			}
 		})
-		b.ready(made, ln, restored)
+		b.ready(made, lns, restored)
 		select {
 		case <-ctx.Done():
 		case <-gctx.Done():
@@ -352,15 +350,18 @@ func (b *Bridge) serveAll(ctx context.Context, stop func(), made bool) error {
 	return errors.Join(err, <-engineEnd)
 }
 
-func (b *Bridge) ready(made bool, ln net.Listener, restored int) {
+func (b *Bridge) ready(made bool, lns faces, restored int) {
 	addrs := b.host.Addrs()
 	s := Started{
 		PeerID: b.self, Addrs: addrs, Invitation: invitation(b.network, addrs, b.cfg.Local), NetworkFile: b.cfg.Network, NetworkMade: made, Restored: restored,
 	}
-	if ln != nil {
-		s.API = ln.Addr().String()
+	if lns.api != nil {
+		s.API = lns.api.Addr().String()
 	}
-	b.log.Info("bridge is ready", "peer", b.self, "api", s.API, "network", b.network.Name, "jobs", restored)
+	if lns.beam != nil {
+		s.Beam = lns.beam.Addr().String()
+	}
+	b.log.Info("bridge is ready", "peer", b.self, "api", s.API, "beam", s.Beam, "network", b.network.Name, "jobs", restored)
 	if b.cfg.Ready != nil {
 		b.cfg.Ready(s)
 	}
@@ -378,38 +379,6 @@ func (b *Bridge) announceSelf(ctx context.Context) error {
 
 // origin is where nodes get module, volumes and inputs: this bridge.
 func (b *Bridge) origin() peer.AddrInfo { return b.host.AddrInfo() }
-
-func (b *Bridge) listenAPI(ctx context.Context) (net.Listener, error) {
-	if b.cfg.APIListen == "" {
-		return nil, nil
-	}
-	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", b.cfg.APIListen)
-	if err != nil {
-		return nil, fmt.Errorf("%w: the API cannot listen on %s: %w; another bridge may be running, or give another address", p2p.ErrListen, b.cfg.APIListen, err)
-	}
-	return ln, nil
-}
-
-// serveAPI answers HTTP until ctx is done.
-func (b *Bridge) serveAPI(ctx context.Context, ln net.Listener) error {
-	if ln == nil {
-		<-ctx.Done()
-		return nil
-	}
-	spool := filepath.Join(b.cfg.Data, "spool")
-	if err := os.MkdirAll(spool, 0o700); err != nil {
-		return errors.Join(fmt.Errorf("making the directory for uploads: %w", err), ln.Close())
-	}
-	cfg := api.DefaultConfig(spool)
-	cfg.Rate = b.cfg.APIRate
-	srv, err := api.New(cfg, b.Face(), b.log)
-	if err != nil {
-		return errors.Join(err, ln.Close())
-	}
-	mux := http.NewServeMux()
-	mux.Handle(protocol.APIPrefix+"/", srv)
-	return srv.Serve(ctx, ln, mux, nil)
-}
 
 // Face is the bridge as its API speaks to it.
 func (b *Bridge) Face() api.Bridge {

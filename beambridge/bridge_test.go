@@ -69,7 +69,7 @@ func onStage(t *testing.T, test func(s *stage)) {
 
 func (s *stage) run(ctx context.Context, env testnet.Env) error {
 	cfg := DefaultConfig(env.Dir)
-	cfg.Host, cfg.OperatorKey, cfg.Local, cfg.MDNS, cfg.APIListen, cfg.Buckets = env.Host, s.operator, true, false, "", 8
+	cfg.Host, cfg.OperatorKey, cfg.Local, cfg.MDNS, cfg.APIListen, cfg.BeamListen, cfg.Buckets = env.Host, s.operator, true, false, "", "", 8
 	ready := s.ready
 	cfg.Ready = func(Started) { close(ready) }
 	b, err := New(cfg, env.Log)

@@ -46,6 +46,9 @@ type Config struct {
 	MDNS bool
 	// APIListen is the TCP address of the HTTP API. Default 127.0.0.1:1994 (RNP-005); empty serves none.
 	APIListen string
+	// BeamListen is a second TCP address for the same, which Beam's clients take for their gRPC gateway. Default
+	// 127.0.0.1:1993 (RNP-005); empty serves none. Either address speaks everything.
+	BeamListen string
 	// APIRate is requests per second of a principal, waits and streams apart. Default 50 (trust.md 4); 0 has no
 	// bound, for benchmarks.
 	APIRate float64
@@ -84,6 +87,8 @@ type Started struct {
 	Addrs []multiaddr.Multiaddr
 	// API is the HTTP address, host:port, empty when there is none.
 	API string
+	// Beam is the address of Beam's gateway, host:port, empty when there is none.
+	Beam string
 	// Invitation is the text that lets nodes join its network.
 	Invitation string
 	// NetworkFile is the path of the network file; NetworkMade says that this start made it.
@@ -98,7 +103,7 @@ type Started struct {
 func DefaultConfig(data string) Config {
 	return Config{
 		Data: data, Key: filepath.Join(data, "identity.key"), Network: filepath.Join(data, "network"), NetworkName: "private",
-		MDNS: true, APIListen: "127.0.0.1:1994", APIRate: 50, Version: "dev", Schedule: dht.DefaultSchedule(), Buckets: 20, Links: 256,
+		MDNS: true, APIListen: "127.0.0.1:1994", BeamListen: "127.0.0.1:1993", APIRate: 50, Version: "dev", Schedule: dht.DefaultSchedule(), Buckets: 20, Links: 256,
 		Drain: 3 * time.Second, Reserve: 256 << 20, Clock: time.Now,
 	}
 }
@@ -132,9 +137,9 @@ func (c *Config) Validate() error {
 	case c.Clock == nil:
 		return bad("Clock", "is nil")
 	}
-	if c.APIListen != "" {
-		if _, _, err := net.SplitHostPort(c.APIListen); err != nil {
-			return bad("APIListen", "is %q, want host:port such as 127.0.0.1:1994", c.APIListen)
+	for _, l := range []struct{ field, addr, like string }{{"APIListen", c.APIListen, "127.0.0.1:1994"}, {"BeamListen", c.BeamListen, "127.0.0.1:1993"}} {
+		if _, _, err := net.SplitHostPort(l.addr); l.addr != "" && err != nil {
+			return bad(l.field, "is %q, want host:port such as %s", l.addr, l.like)
 		}
 	}
 	for i, id := range c.Anchors {

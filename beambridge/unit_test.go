@@ -315,6 +315,7 @@ func TestConfigNamesTheFieldThatIsWrong(t *testing.T) {
 		"NetworkName": func(c *Config) { c.NetworkName = "" },
 		"FeePPM":      func(c *Config) { c.FeePPM = -1 },
 		"APIListen":   func(c *Config) { c.APIListen = "1994" },
+		"BeamListen":  func(c *Config) { c.BeamListen = "1993" },
 		"Buckets":     func(c *Config) { c.Buckets = 0 },
 		"Clock":       func(c *Config) { c.Clock = nil },
 		"Anchors[0]":  func(c *Config) { c.Anchors = []protocol.PeerID{""} },
@@ -335,7 +336,7 @@ func TestConfigNamesTheFieldThatIsWrong(t *testing.T) {
 func realBridge(t *testing.T, data string, change func(*Config)) (b *Bridge, s Started, end func() error) {
 	t.Helper()
 	cfg := DefaultConfig(data)
-	cfg.Local, cfg.MDNS, cfg.APIListen, cfg.Drain = true, false, "127.0.0.1:0", time.Second
+	cfg.Local, cfg.MDNS, cfg.APIListen, cfg.BeamListen, cfg.Drain = true, false, "127.0.0.1:0", "", time.Second
 	if change != nil {
 		change(&cfg)
 	}

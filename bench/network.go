@@ -99,7 +99,7 @@ func (g *grid) config() string { return filepath.Join(g.dir, "config") }
 // startBridge starts the bridge on its store, be it empty or from before.
 func (g *grid) startBridge(ctx context.Context) (err error) {
 	g.bridge, err = spawn("bridge", g.dir, g.b.exe, "bridge", "run", "--data", filepath.Join(g.dir, "bridge"), "--listen", "/ip4/127.0.0.1/tcp/"+g.listen,
-		"--api", "127.0.0.1:"+g.api, "--api-rate", "0", "--pprof", "127.0.0.1:"+g.pprof, "--mdns=false", "--config-dir", g.config(), "--log-level", "warn", "--output", "json")
+		"--api", "127.0.0.1:"+g.api, "--beam", "127.0.0.1:0", "--api-rate", "0", "--pprof", "127.0.0.1:"+g.pprof, "--mdns=false", "--config-dir", g.config(), "--log-level", "warn", "--output", "json")
 	if err != nil {
 		return err
 	}

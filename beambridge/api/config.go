@@ -3,6 +3,7 @@ package api
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 )
 
@@ -13,6 +14,8 @@ var ErrConfig = errors.New("api: invalid configuration")
 type Config struct {
 	// Spool is the directory for uploads on their way in; it should be on the disk of the volumes. No default.
 	Spool string
+	// Configure, if not nil, changes the HTTP server before it serves: other faces on it may need more of it. Default nil.
+	Configure func(*http.Server)
 	// Rate is requests per second of a principal, waits and streams apart. Default 50 (trust.md 4); 0 has no
 	// bound, for benchmarks.
 	Rate float64

@@ -46,6 +46,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener, h http.Handler, tls
 		ln = tls.NewListener(ln, c)
 	}
 	srv := s.HTTPServer(h)
+	if s.cfg.Configure != nil {
+		s.cfg.Configure(srv)
+	}
 	done := make(chan error, 1) // one word from the one goroutine
 	go func() { done <- srv.Serve(ln) }()
 	select {

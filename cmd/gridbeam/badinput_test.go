@@ -117,10 +117,10 @@ func TestDaemonsThatCannotStartSayWhatToDo(t *testing.T) {
 		want []string
 	}{
 		{"second node on one data directory", []string{"node", "run", "--data", filepath.Join(g.dir, "node-1")}, exitFailed, []string{"in use", fmt.Sprint(g.nodes[0].pid())}},
-		{"second bridge on one data directory", []string{"bridge", "run", "--data", filepath.Join(g.dir, "bridge"), "--api", "127.0.0.1:0", "--listen", "/ip4/127.0.0.1/tcp/0"}, exitFailed, []string{"in use", fmt.Sprint(g.bridge.pid())}},
+		{"second bridge on one data directory", []string{"bridge", "run", "--data", filepath.Join(g.dir, "bridge"), "--api", "127.0.0.1:0", "--beam", "", "--listen", "/ip4/127.0.0.1/tcp/0"}, exitFailed, []string{"in use", fmt.Sprint(g.bridge.pid())}},
 		{"node's port in use", []string{"node", "run", "--data", fresh(), "--listen", fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", port)}, exitFailed, []string{"in use", fmt.Sprint(port)}},
-		{"bridge's port in use", []string{"bridge", "run", "--data", fresh(), "--api", "127.0.0.1:0", "--listen", fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", port)}, exitFailed, []string{"in use", fmt.Sprint(port)}},
-		{"API's port in use", []string{"bridge", "run", "--data", fresh(), "--api", fmt.Sprintf("127.0.0.1:%d", port), "--listen", "/ip4/127.0.0.1/tcp/0"}, exitFailed, []string{"in use", fmt.Sprint(port)}},
+		{"bridge's port in use", []string{"bridge", "run", "--data", fresh(), "--api", "127.0.0.1:0", "--beam", "", "--listen", fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", port)}, exitFailed, []string{"in use", fmt.Sprint(port)}},
+		{"API's port in use", []string{"bridge", "run", "--data", fresh(), "--api", fmt.Sprintf("127.0.0.1:%d", port), "--beam", "", "--listen", "/ip4/127.0.0.1/tcp/0"}, exitFailed, []string{"in use", fmt.Sprint(port)}},
 		{"key readable by others", []string{"node", "run", "--data", open}, exitUsage, []string{"chmod 600", "identity.key"}},
 		{"not an invitation", []string{"node", "run", "--data", fresh(), "--join", "gridbeam:abc"}, exitUsage, []string{"--join"}},
 		{"join without a yes", []string{"node", "run", "--data", fresh(), "--join", g.ready.Invitation}, exitUsage, []string{"--yes"}},

@@ -26,7 +26,7 @@ var bridgeListen = []string{"/ip4/0.0.0.0/udp/1995/quic-v1", "/ip4/0.0.0.0/tcp/1
 
 type bridgeFlags struct {
 	listen, join, anchors []string
-	api, name             string
+	api, beam, name       string
 	apiRate               float64
 	local, public, mdns   bool
 	out                   output
@@ -40,6 +40,7 @@ type bridgeReady struct {
 	PeerID     string   `json:"peer_id"`
 	Addresses  []string `json:"addresses"`
 	API        string   `json:"api"`
+	Beam       string   `json:"beam"`
 	Network    string   `json:"network_file"`
 	Invitation string   `json:"invitation"`
 	Restored   int      `json:"restored_jobs"`
@@ -67,6 +68,7 @@ user's nodes and "gridbeam job" need to find it. For other machines it prints an
 	fl.StringSliceVar(&f.join, "join", nil, "address of a peer of the network; repeatable")
 	fl.StringSliceVar(&f.anchors, "anchor", nil, "peer ID of a node whose work needs no copy; repeatable (this user's own nodes are)")
 	fl.StringVar(&f.api, "api", "127.0.0.1:1994", "address of the HTTP API")
+	fl.StringVar(&f.beam, "beam", "127.0.0.1:1993", "address of the gateway for Beam's clients; empty for none")
 	fl.Float64Var(&f.apiRate, "api-rate", 50, "requests per second that a user may make; 0 is without bound")
 	fl.StringVar(&f.name, "name", "private", "name of the network that a first start makes")
 	fl.BoolVar(&f.local, "local", true, "one machine or LAN: do not ask others whether this machine can be reached")
@@ -124,6 +126,7 @@ func runBridge(c *cobra.Command, f *bridgeFlags) error {
 func bridgeConfig(c *cobra.Command, f *bridgeFlags, dir string) (beambridge.Config, error) {
 	cfg := beambridge.DefaultConfig(dir)
 	cfg.NetworkName, cfg.APIListen, cfg.MDNS, cfg.Version, cfg.Commit = f.name, f.api, f.mdns, version, commit()
+	cfg.BeamListen = f.beam
 	cfg.Local, cfg.APIRate = f.local && !f.public, f.apiRate
 	for _, text := range f.listen {
 		a, err := multiaddr.NewMultiaddr(text)
@@ -166,7 +169,7 @@ func announceBridge(ctx context.Context, c *cobra.Command, f *bridgeFlags, b *be
 	if err := writePrivate(filepath.Join(config, networkFile), []byte(s.Invitation+"\n")); err != nil {
 		return err
 	}
-	r := bridgeReady{"ready", dir, os.Getpid(), s.PeerID.String(), nil, settings.API, s.NetworkFile, s.Invitation, s.Restored}
+	r := bridgeReady{"ready", dir, os.Getpid(), s.PeerID.String(), nil, settings.API, s.Beam, s.NetworkFile, s.Invitation, s.Restored}
 	for _, a := range s.Addrs {
 		r.Addresses = append(r.Addresses, a.String())
 	}
@@ -177,6 +180,9 @@ func announceBridge(ctx context.Context, c *cobra.Command, f *bridgeFlags, b *be
 	p := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
 	p("bridge %s is ready", r.PeerID)
 	p("api      %s, token in %s", r.API, filepath.Join(config, clientFile))
+	if r.Beam != "" {
+		p("beam     %s, for Beam's own clients; gridbeam bridge token create says how", r.Beam)
+	}
 	for _, a := range r.Addresses {
 		p("address  %s", a)
 	}

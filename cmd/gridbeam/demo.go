@@ -226,7 +226,7 @@ func (d *demo) startBridge(ctx context.Context) error {
 	d.say.show("starting the bridge")
 	var err error
 	d.bridge, err = d.l.start("bridge", "bridge", "run", "--data", filepath.Join(d.dir, "bridge"), "--listen", "/ip4/127.0.0.1/tcp/0", "--listen",
-		"/ip4/127.0.0.1/udp/0/quic-v1", "--api", "127.0.0.1:0", "--mdns=false", "--local")
+		"/ip4/127.0.0.1/udp/0/quic-v1", "--api", "127.0.0.1:0", "--beam", "127.0.0.1:0", "--mdns=false", "--local")
 	if err != nil {
 		return err
 	}

@@ -123,7 +123,7 @@ func (g *grid) startBridge(extra ...string) {
 	var err error
 	g.bridge, err = g.l.start("bridge", append([]string{
 		"bridge", "run", "--data", filepath.Join(g.dir, "bridge"), "--mdns=false",
-		"--listen", fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", g.ports[0]), "--api", fmt.Sprintf("127.0.0.1:%d", g.ports[1]),
+		"--listen", fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", g.ports[0]), "--api", fmt.Sprintf("127.0.0.1:%d", g.ports[1]), "--beam", "127.0.0.1:0",
 	}, extra...)...)
 	if err != nil {
 		g.t.Fatal(err)

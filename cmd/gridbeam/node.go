@@ -59,7 +59,8 @@ const nodeFileText = `# How this machine is offered. Each line shows its default
 # Share of the machine's memory that jobs may use, and what they may write to its disk.
 #memory_percent: 80
 #disk: 50GiB
-# The least isolation for other people's code: strong, shared or dev.
+# The least isolation for other people's code: strong, shared or dev. Python functions run with shared: in sandboxes
+# of their own, but on this machine's kernel.
 #min_isolation: strong
 `
 
@@ -68,6 +69,7 @@ type nodeFlags struct {
 	network      string
 	yes, local   bool
 	price        string
+	isolation    string
 	slots        int
 	mdns         bool
 	drain        time.Duration
@@ -146,6 +148,7 @@ invitation that the bridge prints: gridbeam node run --join gridbeam:... A bare 
 	fl.StringSliceVar(&f.listen, "listen", nil, "multiaddr to listen on; repeatable (default: any port, QUIC and TCP)")
 	fl.StringVar(&f.price, "price", "", "dollars per slot and hour (default 0: free)")
 	fl.IntVar(&f.slots, "slots", 0, "chunks that run at once (default: one per core)")
+	fl.StringVar(&f.isolation, "min-isolation", "", "least isolation for code of others: strong (default) runs WebAssembly only; shared also runs Python functions, in namespaces of this kernel")
 	fl.BoolVar(&f.mdns, "mdns", true, "find peers in the local network")
 	fl.BoolVar(&f.local, "local", false, "one machine or LAN: do not ask others whether this machine can be reached (default: when all known peers are local)")
 	fl.DurationVar(&f.drain, "drain", 5*time.Second, "how long running chunks may go on after Ctrl-C")
@@ -176,9 +179,17 @@ func runNode(c *cobra.Command, f *nodeFlags) error {
 	if err != nil {
 		return err
 	}
-	n, err := node.New(cfg, []node.Backend{{Executor: backend, InProcess: true}}, log)
+	functions, sandboxes, err := sandboxBackend(dir, &cfg, log)
 	if err != nil {
 		return errors.Join(err, backend.Close())
+	}
+	shut := backend.Close
+	if sandboxes != nil {
+		shut = func() error { return errors.Join(backend.Close(), sandboxes.Close()) }
+	}
+	n, err := node.New(cfg, append([]node.Backend{{Executor: backend, InProcess: true}}, functions...), log)
+	if err != nil {
+		return errors.Join(err, shut())
 	}
 	ctx, cancel := context.WithCancel(c.Context())
 	defer cancel()
@@ -193,7 +204,7 @@ func runNode(c *cobra.Command, f *nodeFlags) error {
 		err = errors.Join(err, <-done)
 	case err = <-done:
 	}
-	return errors.Join(explainStart(err), backend.Close())
+	return errors.Join(explainStart(err), shut())
 }
 
 // explainStart gives the errors of a start their exit code.
@@ -343,7 +354,7 @@ func writeGPUs(w io.Writer, s *node.Status) {
 		offered += group.GetCount()
 	}
 	if len(g.Devices) == 0 && len(g.Problems) == 0 {
-		_, _ = fmt.Fprintln(w, "gpus       none; this version runs WebAssembly on processors")
+		_, _ = fmt.Fprintln(w, "gpus       none")
 		return
 	}
 	_, _ = fmt.Fprintf(w, "gpus       %d of %d can be offered\n", offered, len(g.Devices))

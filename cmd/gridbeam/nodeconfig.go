@@ -61,6 +61,9 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 	if err := file.policy(&cfg.Policy); err != nil {
 		return cfg, err
 	}
+	if f.isolation != "" {
+		cfg.Policy.MinIsolation = f.isolation
+	}
 	if err := joinNetworks(c, f, dir, &cfg); err != nil {
 		return cfg, err
 	}

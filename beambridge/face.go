@@ -1,0 +1,92 @@
+package beambridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/gridbeam/gridbeam/beambridge/api"
+	"github.com/gridbeam/gridbeam/beambridge/beamapi"
+	"github.com/gridbeam/gridbeam/beambridge/beamapi/picklescan"
+	"github.com/gridbeam/gridbeam/p2p"
+	"github.com/gridbeam/gridbeam/protocol"
+)
+
+// faces are the sockets that people's programs connect to; nil for none. Each speaks everything.
+type faces struct{ api, beam net.Listener }
+
+func (b *Bridge) listenAPI(ctx context.Context) (l faces, err error) {
+	for _, f := range []struct {
+		what, addr string
+		to         *net.Listener
+	}{{"the API", b.cfg.APIListen, &l.api}, {"Beam's gateway", b.cfg.BeamListen, &l.beam}} {
+		if f.addr == "" {
+			continue
+		}
+		if *f.to, err = (&net.ListenConfig{}).Listen(ctx, "tcp", f.addr); err != nil {
+			if l.api != nil {
+				err = errors.Join(err, l.api.Close())
+			}
+			return faces{}, fmt.Errorf("%w: %s cannot listen on %s: %w; another bridge may be running, or give another address with --api and --beam", p2p.ErrListen, f.what, f.addr, err)
+		}
+	}
+	return l, nil
+}
+
+// serveAPI answers HTTP and gRPC until ctx is done.
+func (b *Bridge) serveAPI(ctx context.Context, l faces) error {
+	if l.api == nil && l.beam == nil {
+		<-ctx.Done()
+		return nil
+	}
+	srv, mux, err := b.handlers(ctx)
+	if err != nil {
+		for _, ln := range []net.Listener{l.api, l.beam} {
+			if ln != nil {
+				err = errors.Join(err, ln.Close())
+			}
+		}
+		return err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for _, ln := range []net.Listener{l.api, l.beam} {
+		if ln != nil {
+			g.Go(func() error { return srv.Serve(gctx, ln, mux, nil) })
+		}
+	}
+	return g.Wait()
+}
+
+// handlers are the bridge's own API and Beam's, under one roof.
+func (b *Bridge) handlers(ctx context.Context) (*api.Server, http.Handler, error) {
+	spool := filepath.Join(b.cfg.Data, "spool")
+	if err := os.MkdirAll(spool, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("making the directory for uploads: %w", err)
+	}
+	cfg := api.DefaultConfig(spool)
+	cfg.Rate, cfg.Configure = b.cfg.APIRate, beamapi.ConfigureServer
+	own, err := api.New(cfg, b.Face(), b.log)
+	if err != nil {
+		return nil, nil, err
+	}
+	bc := beamapi.DefaultConfig()
+	bc.Now = b.cfg.Clock
+	bc.Draining = func() bool { return ctx.Err() != nil }
+	bc.Gate = func(result []byte, allow []string, all bool) error {
+		return picklescan.Check(result, picklescan.Options{Allow: allow, Any: all})
+	}
+	beam, err := beamapi.New(bc, b.Beam(), b.log)
+	if err != nil {
+		return nil, nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle(protocol.APIPrefix+"/", own)
+	mux.Handle("/", beam)
+	return own, mux, nil
+}

@@ -1,0 +1,224 @@
+package gridbeam_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// gridbeamProgram is the program as its users have it, built once in a run.
+var gridbeamProgram = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "gridbeam-test-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "gridbeam")
+	cmd := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", path, "./cmd/gridbeam")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building gridbeam: %w\n%s", err, out)
+	}
+	return path, os.Chmod(dir, 0o755) // sandboxes of other users start from it
+})
+
+// daemon is a gridbeam process.
+type daemon struct {
+	name  string
+	cmd   *exec.Cmd
+	log   string
+	lines chan []byte
+	done  chan struct{}
+}
+
+// beamGrid is a bridge and nodes as processes that know nothing of this user's own files.
+type beamGrid struct {
+	testing.TB
+	dir    string
+	exe    string
+	bridge *daemon
+	nodes  []*daemon
+	ready  struct {
+		API        string `json:"api"`
+		Beam       string `json:"beam"`
+		Invitation string `json:"invitation"`
+	}
+	token string
+	args  []string // of the bridge
+}
+
+// newBeamGrid starts a bridge and nodes that run functions. Where the machine has no sandbox it skips, and says what
+// is missing.
+func newBeamGrid(t testing.TB, nodes int) *beamGrid {
+	t.Helper()
+	for _, path := range []string{"/usr/bin/bwrap", "/usr/bin/python3"} {
+		if _, err := os.Stat(path); err != nil {
+			t.Skipf("functions need %s: apt-get install bubblewrap python3 python3-cloudpickle", path)
+		}
+	}
+	exe, err := gridbeamProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &beamGrid{TB: t, dir: t.TempDir(), exe: exe}
+	t.Cleanup(func() {
+		for _, d := range append(append([]*daemon{}, g.nodes...), g.bridge) {
+			if d != nil {
+				g.stop(d)
+			}
+		}
+		if t.Failed() {
+			for _, d := range append(append([]*daemon{}, g.nodes...), g.bridge) {
+				if d != nil {
+					b, _ := os.ReadFile(d.log)
+					t.Logf("log of %s ends:\n%s", d.name, b[max(0, len(b)-6000):])
+				}
+			}
+		}
+	})
+	g.args = []string{"bridge", "run", "--data", filepath.Join(g.dir, "bridge"), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--listen", "/ip4/127.0.0.1/tcp/0",
+		"--api", "127.0.0.1:0", "--beam", "127.0.0.1:0", "--mdns=false", "--api-rate", "0"}
+	g.startBridge()
+	for i := range nodes {
+		g.nodes = append(g.nodes, g.startNode(fmt.Sprint("node", i)))
+	}
+	return g
+}
+
+func (g *beamGrid) startBridge() {
+	g.Helper()
+	g.bridge = g.start("bridge", g.args...)
+	g.await(g.bridge, &g.ready)
+	b, err := os.ReadFile(filepath.Join(g.dir, "config", "client.json"))
+	var settings struct {
+		Token string `json:"token"`
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &settings)
+	}
+	if err != nil {
+		g.Fatal(err)
+	}
+	g.token = settings.Token
+}
+
+func (g *beamGrid) startNode(name string) *daemon {
+	g.Helper()
+	d := g.start(name, "node", "run", "--data", filepath.Join(g.dir, name), "--join", g.ready.Invitation, "--yes", "--min-isolation", "shared", "--mdns=false",
+		"--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--slots", "2")
+	var v struct {
+		Status struct {
+			Executors []string `json:"executors"`
+		} `json:"status"`
+	}
+	g.await(d, &v)
+	if !strings.Contains(strings.Join(v.Status.Executors, " "), "python3.") {
+		b, _ := os.ReadFile(d.log)
+		g.Fatalf("%s runs %v and no functions; its log:\n%s", name, v.Status.Executors, b)
+	}
+	return d
+}
+
+func (g *beamGrid) start(name string, args ...string) *daemon {
+	g.Helper()
+	d := &daemon{name: name, log: filepath.Join(g.dir, name+".log"), lines: make(chan []byte, 16), done: make(chan struct{})}
+	f, err := os.OpenFile(d.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		g.Fatal(err)
+	}
+	defer f.Close()
+	d.cmd = exec.CommandContext(context.Background(), g.exe, append(args, "--config-dir", filepath.Join(g.dir, "config"), "--output", "json")...)
+	d.cmd.Stderr = f
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	out, err := d.cmd.StdoutPipe()
+	if err == nil {
+		err = d.cmd.Start()
+	}
+	if err != nil {
+		g.Fatal(err)
+	}
+	go func() {
+		s := bufio.NewScanner(out)
+		s.Buffer(nil, 1<<20)
+		for s.Scan() {
+			select {
+			case d.lines <- bytes.Clone(s.Bytes()):
+			default:
+			}
+		}
+		_ = d.cmd.Wait()
+		close(d.done)
+	}()
+	return d
+}
+
+// await waits for the line that says that a daemon is ready.
+func (g *beamGrid) await(d *daemon, v any) {
+	g.Helper()
+	limit := time.NewTimer(90 * time.Second)
+	defer limit.Stop()
+	for {
+		select {
+		case line := <-d.lines:
+			if bytes.Contains(line, []byte(`"ready"`)) {
+				if err := json.Unmarshal(line, v); err != nil {
+					g.Fatal(err)
+				}
+				return
+			}
+		case <-d.done:
+			b, _ := os.ReadFile(d.log)
+			g.Fatalf("%s ended at its start:\n%s", d.name, b)
+		case <-limit.C:
+			b, _ := os.ReadFile(d.log)
+			g.Fatalf("%s is not ready:\n%s", d.name, b)
+		}
+	}
+}
+
+// kill ends a daemon as a power cut would.
+func (g *beamGrid) kill(d *daemon) {
+	_ = d.cmd.Process.Kill()
+	<-d.done
+}
+
+// stop asks a daemon to end, and kills it if it does not.
+func (g *beamGrid) stop(d *daemon) {
+	select {
+	case <-d.done:
+		return
+	default:
+	}
+	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-d.done:
+	case <-time.After(30 * time.Second):
+		g.Errorf("%s did not end within 30 s and was killed", d.name)
+		g.kill(d)
+	}
+}
+
+// client is a Beam client of the grid.
+func (g *beamGrid) client() *beamClient {
+	g.Helper()
+	return dialBeam(g.TB, g.ready.Beam, g.token)
+}
+
+// gridbeam runs a command as a user would, and returns what it printed.
+func (g *beamGrid) gridbeam(args ...string) string {
+	g.Helper()
+	out, err := exec.CommandContext(g.Context(), g.exe, append(args, "--config-dir", filepath.Join(g.dir, "config"))...).CombinedOutput()
+	if err != nil {
+		g.Fatalf("gridbeam %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}

@@ -1,0 +1,314 @@
+package gridbeam_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// The rows of RNP-005 that Beam's own clients see. Everything is real: processes, sockets, sandboxes, Python.
+
+const squareApp = `
+import os, time
+
+def square(n):
+    print("squaring", n)
+    return n * n
+
+def slow(n):
+    print("begins", flush=True)
+    time.sleep(n)
+    print("ends", flush=True)
+    return n
+
+def fails(n):
+    raise ValueError("no square of %d" % n)
+
+def pid(n):
+    return os.getpid()
+`
+
+// "Local Python development, remote execution": the calls that Beam's SDK makes, in its order.
+func TestB1_AFunctionOfBeamRunsOnNodesAndOutlivesOne(t *testing.T) {
+	g := newBeamGrid(t, 2)
+	c := g.client()
+	ctx := t.Context()
+	stub, warning, err := c.prepare(ctx, beamFunction{files: map[string]string{"app.py": squareApp}, handler: "app:square", retries: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(warning, "no node") {
+		t.Errorf("two nodes are there, and the user is told: %s", warning)
+	}
+	r, err := c.invoke(ctx, stub, pickleCall(7), false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := pickledInt(r.result); r.exit != 0 || n != 49 || err != nil || r.output != "squaring 7\n" || r.frames != 0 || r.task == "" {
+		t.Fatalf("square(7): %+v, %v", r, err)
+	}
+	began := time.Now()
+	if _, err := c.invoke(ctx, stub, pickleCall(8), false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("a warm call took %s", took)
+	}
+
+	var wg sync.WaitGroup
+	results := make([]beamResult, 100)
+	errs := make([]error, 100)
+	for i := range results {
+		wg.Go(func() { results[i], errs[i] = c.invoke(ctx, stub, pickleCall(i), false, nil) })
+	}
+	g.kill(g.nodes[0]) // in the middle
+	wg.Wait()
+	for i, r := range results {
+		n, err := pickledInt(r.result)
+		if errs[i] != nil || err != nil || n != i*i || r.exit != 0 || r.frames != 0 {
+			t.Errorf("square(%d) is %d, exit %d, %v, %v", i, n, r.exit, errs[i], err)
+		}
+	}
+
+	list, err := c.call(ctx, "/gateway.GatewayService/ListTasks", msg{}.num(2, 1000))
+	if err != nil || list.num(4) != 102 {
+		t.Errorf("the bridge knows of %d calls, %v; 102 were made", list.num(4), err)
+	}
+	jobs := g.gridbeam("job", "list")
+	id := ""
+	for _, line := range strings.Split(jobs, "\n")[1:] {
+		if f := strings.Fields(line); len(f) > 0 {
+			id = f[0]
+		}
+	}
+	if why := g.gridbeam("job", "explain", id); !strings.Contains(why, "2 of 2 match") || !strings.Contains(why, "RELIABILITY") {
+		t.Errorf("why these nodes:\n%s", why)
+	}
+}
+
+// What goes wrong is told in band, and to the one call that it happened to.
+func TestB1_AFailureIsToldToItsCallAlone(t *testing.T) {
+	g := newBeamGrid(t, 1)
+	c := g.client()
+	ctx := t.Context()
+	app := map[string]string{"app.py": squareApp}
+	fails, _, err := c.prepare(ctx, beamFunction{files: app, handler: "app:fails"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.invoke(ctx, fails, pickleCall(3), false, nil)
+	if err != nil || r.exit != 1 || !strings.Contains(r.output, "ValueError: no square of 3") || !strings.Contains(r.output, "app.py") || len(r.result) > 0 {
+		t.Errorf("an exception: %+v, %v", r, err)
+	}
+	missing, _, err := c.prepare(ctx, beamFunction{files: app, handler: "nothing:here"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := c.invoke(ctx, missing, pickleCall(3), false, nil); err != nil || r.exit != 2 || !strings.Contains(r.output, "nothing") {
+		t.Errorf("a module that is not there: %+v, %v", r, err)
+	}
+	slow, _, err := c.prepare(ctx, beamFunction{files: app, handler: "app:slow", timeout: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if r, err := c.invoke(ctx, slow, pickleCall(60), false, nil); err != nil || r.exit != 4 || time.Since(began) > 20*time.Second {
+		t.Errorf("a call over its timeout of 2 s: %+v, %v after %s", r, err, time.Since(began))
+	}
+	if _, _, err := c.prepare(ctx, beamFunction{files: app, handler: "app:square", env: []string{"GRIDBEAM_NONSENSE=1"}}); err == nil || !strings.Contains(err.Error(), "GRIDBEAM_NONSENSE") {
+		t.Errorf("an unknown wish: %v", err)
+	}
+	bad := dialBeam(t, g.ready.Beam, "gb_no")
+	if _, _, err := bad.prepare(ctx, beamFunction{files: app, handler: "app:square"}); err == nil || !strings.Contains(err.Error(), "Unauthenticated") {
+		t.Errorf("a bad token: %v", err)
+	}
+}
+
+// Output is there while the function runs, and a caller who goes away ends it.
+func TestB1_OutputComesAtOnceAndAnAbandonedCallEnds(t *testing.T) {
+	g := newBeamGrid(t, 1)
+	c := g.client()
+	stub, _, err := c.prepare(t.Context(), beamFunction{files: map[string]string{"app.py": squareApp}, handler: "app:slow"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	heard := make(chan time.Time, 1)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.invoke(ctx, stub, pickleCall(300), false, func(text string) {
+			if strings.Contains(text, "begins") {
+				heard <- time.Now()
+			}
+		})
+		ended <- err
+	}()
+	select {
+	case <-heard:
+	case err := <-ended:
+		t.Fatalf("the call ended: %v", err)
+	case <-time.After(30 * time.Second):
+		t.Fatal("nothing was printed in 30 s")
+	}
+	cancel()
+	<-ended
+	gone := time.Now()
+	for deadline := gone.Add(15 * time.Second); ; {
+		tasks, err := c.call(t.Context(), "/gateway.GatewayService/ListTasks", msg{}.num(2, 10))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(tasks.raw(3)), "CANCELLED") && !strings.Contains(g.gridbeam("node", "status", "--data", filepath.Join(g.dir, "node0")), "running") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("15 s after its caller went away: %s", g.gridbeam("node", "status", "--data", filepath.Join(g.dir, "node0")))
+		}
+		<-time.After(100 * time.Millisecond)
+	}
+	t.Logf("over on the node %s after the caller went away", time.Since(gone).Round(10*time.Millisecond))
+}
+
+// A volume that the function names is there before its first line, and what it writes is there when it returns.
+func TestB1_VolumesAreThereAndKeepWhatIsWritten(t *testing.T) {
+	g := newBeamGrid(t, 1)
+	c := g.client()
+	data := filepath.Join(g.dir, "numbers")
+	if err := os.MkdirAll(data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(data, "n.txt"), []byte("41"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	g.gridbeam("volume", "import", "numbers", data)
+	app := `
+n = int(open("./numbers/n.txt").read())
+
+def add(x):
+    with open("/volumes/out/%d.txt" % x, "w") as f:
+        f.write(str(n + x))
+    return n + x
+
+def read(x):
+    return int(open("./out/%d.txt" % x).read())
+`
+	f := beamFunction{files: map[string]string{"app.py": app}, handler: "app:add", volumes: map[string]string{"./numbers": "numbers", "./out": "out"}}
+	add, _, err := c.prepare(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.invoke(t.Context(), add, pickleCall(1), false, nil)
+	if n, perr := pickledInt(r.result); err != nil || perr != nil || n != 42 {
+		t.Fatalf("add(1): %+v, %v, %v", r, err, perr)
+	}
+	f.handler = "app:read"
+	read, _, err := c.prepare(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err = c.invoke(t.Context(), read, pickleCall(1), false, nil)
+	if n, perr := pickledInt(r.result); err != nil || perr != nil || n != 42 {
+		t.Errorf("what add wrote is read as %+v, %v, %v", r, err, perr)
+	}
+}
+
+// The daemon of a node is killed while a function runs: it finishes once, and its caller gets the answer.
+func TestB1_ACallOutlivesItsNodesDaemon(t *testing.T) {
+	g := newBeamGrid(t, 1)
+	c := g.client()
+	runs := filepath.Join(g.dir, "none")
+	_ = runs
+	app := `
+import time
+
+def once(n):
+    print("begins", flush=True)
+    time.sleep(n)
+    return n
+`
+	stub, _, err := c.prepare(t.Context(), beamFunction{files: map[string]string{"app.py": app}, handler: "app:once", retries: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	heard := make(chan struct{}, 8)
+	type answer struct {
+		r   beamResult
+		err error
+	}
+	ended := make(chan answer, 1)
+	go func() {
+		r, err := c.invoke(t.Context(), stub, pickleCall(12), false, func(text string) {
+			if strings.Contains(text, "begins") {
+				heard <- struct{}{}
+			}
+		})
+		ended <- answer{r, err}
+	}()
+	select {
+	case <-heard:
+	case a := <-ended:
+		t.Fatalf("%+v", a)
+	}
+	g.kill(g.nodes[0])
+	g.nodes[0] = g.startNode("node0")
+	a := <-ended
+	n, err := pickledInt(a.r.result)
+	if a.err != nil || err != nil || n != 12 || a.r.exit != 0 {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	status := g.gridbeam("job", "list")
+	if extra := len(heard); extra > 0 {
+		t.Errorf("it began %d times more; jobs:\n%s", extra, status)
+	}
+}
+
+// "From local development to remote execution in minutes": with a stopwatch, from nothing.
+func TestB9_TheFirstResultIsThereWithinMinutes(t *testing.T) {
+	began := time.Now()
+	g := newBeamGrid(t, 2)
+	c := g.client()
+	stub, _, err := c.prepare(t.Context(), beamFunction{files: map[string]string{"app.py": squareApp}, handler: "app:square"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.invoke(t.Context(), stub, pickleCall(9), false, nil)
+	if n, perr := pickledInt(r.result); err != nil || perr != nil || n != 81 {
+		t.Fatalf("square(9): %+v, %v, %v", r, err, perr)
+	}
+	if took := time.Since(began); took > 5*time.Minute {
+		t.Errorf("a bridge, two nodes and the first result took %s", took)
+	} else {
+		t.Logf("a bridge, two nodes and the first result took %s", took.Round(time.Millisecond))
+	}
+}
+
+// "Select specific GPU types" and "node reputation thresholds", as Beam's users say it.
+func TestJ1_BeamsWordsForHardwareAreHeld(t *testing.T) {
+	g := newBeamGrid(t, 1)
+	c := g.client()
+	app := map[string]string{"app.py": squareApp}
+	_, warning, err := c.prepare(t.Context(), beamFunction{files: app, handler: "app:square", gpu: "H100", gpus: 1})
+	if err != nil || !strings.Contains(warning, "H100") {
+		t.Errorf("no node has an H100, and the user is told %q, %v", warning, err)
+	}
+	if _, _, err := c.prepare(t.Context(), beamFunction{files: app, handler: "app:square", gpu: "H1000", gpus: 1}); err == nil || !strings.Contains(err.Error(), "H1000") {
+		t.Errorf("a GPU that does not exist: %v", err)
+	}
+	_, warning, err = c.prepare(t.Context(), beamFunction{files: app, handler: "app:square", env: []string{"GRIDBEAM_MIN_REPUTATION=0.99"}})
+	if err != nil || !strings.Contains(warning, "min_reputation") {
+		t.Errorf("no node has earned 0.99, and the user is told %q, %v", warning, err)
+	}
+	stub, _, err := c.prepare(t.Context(), beamFunction{files: app, handler: "app:square", gpu: "H100", gpus: 1, env: []string{fmt.Sprintf("GRIDBEAM_%s=%s", "DEADLINE", "5s")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := c.invoke(t.Context(), stub, pickleCall(1), false, nil); err != nil || r.exit == 0 {
+		t.Errorf("a call that no node may take: %+v, %v", r, err)
+	}
+}
