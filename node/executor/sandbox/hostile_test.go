@@ -57,7 +57,7 @@ func TestTheHostIsOutOfReach(t *testing.T) {
 		"key by /proc/self/cwd": read("/proc/self/cwd/../../../.." + secret),
 		"/proc/kcore":           read("/proc/kcore"),
 		"docker.sock":           "    s = socket.socket(socket.AF_UNIX)\n    try:\n        s.connect('/var/run/docker.sock')\n        return 'connected'\n    except OSError:\n        return 'refused'\n",
-		"loopback": fmt.Sprintf("    try:\n        socket.create_connection(('127.0.0.1', %d), 1)\n        return 'connected'\n    except OSError:\n        return 'refused'\n", w.port),
+		"loopback":              fmt.Sprintf("    try:\n        socket.create_connection(('127.0.0.1', %d), 1)\n        return 'connected'\n    except OSError:\n        return 'refused'\n", w.port),
 		"abstract socket": fmt.Sprintf("    s = socket.socket(socket.AF_UNIX)\n    try:\n        s.connect('\\0gridbeam-probe-%d')\n        return 'connected'\n    except OSError:\n        return 'refused'\n",
 			w.port),
 		"metadata":     "    try:\n        socket.create_connection(('169.254.169.254', 80), 1)\n        return 'connected'\n    except OSError:\n        return 'refused'\n",

@@ -233,7 +233,9 @@ func TestBadTasksAreRefusedByField(t *testing.T) {
 		"python2.7":        func(t *executor.Task) { t.Function.Runtime = "python2.7" },
 		"overlaps /usr":    func(t *executor.Task) { t.Mounts = []executor.Mount{{Dir: "/tmp", Target: "/usr/x"}} },
 		"overlaps /mnt":    func(t *executor.Task) { t.Mounts = []executor.Mount{{Dir: "/tmp", Target: "/mnt"}} },
-		"leads out":        func(t *executor.Task) { t.Mounts = []executor.Mount{{Dir: "/tmp", Target: "/x", Links: []string{"../x"}}} },
+		"leads out": func(t *executor.Task) {
+			t.Mounts = []executor.Mount{{Dir: "/tmp", Target: "/x", Links: []string{"../x"}}}
+		},
 		"Devices[0]":       func(t *executor.Task) { t.Devices = []executor.Device{{Path: "/dev/../etc/shadow"}} },
 		"Limits.Processes": func(t *executor.Task) { t.Limits.Processes = 0 },
 		"Env is too large": func(t *executor.Task) { t.Env = map[string]string{"A": strings.Repeat("x", maxEnv)} },
