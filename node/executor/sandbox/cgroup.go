@@ -22,6 +22,9 @@ import (
 // groupPrefix begins the names of our cgroups.
 const groupPrefix = "gridbeam-"
 
+// daemonLeaf is where the daemon and the shims sit in v2, beside the sandboxes' cgroups.
+const daemonLeaf = groupPrefix + "daemon"
+
 // groupPlaces says in which directories cgroups of our own can be made.
 type groupPlaces struct {
 	// mode is v2, v1 or soft.
@@ -45,7 +48,7 @@ func findGroups(mountinfo, cgroup string) groupPlaces {
 			}
 		}
 	}
-	if parent, ok := v2.ours(own[""]); ok && delegated(parent) && canMake(parent) {
+	if parent, ok := v2.ours(strings.TrimSuffix(own[""], "/"+daemonLeaf)); ok && delegated(parent) && canMake(parent) {
 		return groupPlaces{mode: "v2", parents: map[string]string{"": parent}}
 	}
 	places := groupPlaces{mode: "v1", parents: map[string]string{}}
@@ -127,7 +130,7 @@ func delegated(dir string) bool {
 		return true
 	}
 	// A cgroup with processes of its own can give nothing to children: move them into a leaf.
-	leaf := filepath.Join(dir, groupPrefix+"daemon")
+	leaf := filepath.Join(dir, daemonLeaf)
 	if err := os.Mkdir(leaf, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return false
 	}

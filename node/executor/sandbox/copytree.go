@@ -90,22 +90,31 @@ func removeTree(dir string) error {
 	return nil
 }
 
-// treeSize is what the files below directories take on the disk, in bytes. Files that go meanwhile are no error.
+// entryBytes is what a file counts at least, for inodes run out, too.
+const entryBytes = 4096
+
+// treeSize is what the files below directories take on the disk, in bytes. What runs there may change them at the same
+// time: nothing is followed out of a directory, and files that go meanwhile are no error.
 func treeSize(dirs ...string) (size int64) {
 	for _, dir := range dirs {
-		_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			continue
+		}
+		_ = fs.WalkDir(root.FS(), ".", func(_ string, d fs.DirEntry, err error) error {
 			if err != nil {
 				return nil
 			}
+			used := int64(entryBytes)
 			if info, err := d.Info(); err == nil {
 				if st, ok := info.Sys().(*syscall.Stat_t); ok {
-					size += st.Blocks * 512
-				} else {
-					size += info.Size()
+					used = max(used, st.Blocks*512)
 				}
 			}
+			size += used
 			return nil
 		})
+		_ = root.Close()
 	}
 	return size
 }

@@ -51,6 +51,8 @@ func RunInit(args []string) error {
 			return fmt.Errorf(initPrefix+"setting rlimit %d: %w", limit.what, err)
 		}
 	}
+	// When the host is short of memory a job goes first (execution.md 3); where this is refused nothing is lost.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("500"), 0)
 	// 3 is the socket to the shim; the rest is this process's own.
 	if err := unix.CloseRange(4, 1<<31, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf(initPrefix+"closing descriptors: %w", err)

@@ -28,6 +28,7 @@ const (
 	diskEvery  = time.Second            // execution.md 3
 	stuckAfter = 5 * time.Second        // from a kill to giving up (execution.md 8)
 	firstLease = time.Minute            // how long a new sandbox waits at least
+	keepLog    = 1 << 20                // a log that is larger is given up once it was told
 	tailBytes  = 4 << 10                // what is remembered of the runner's own words
 )
 
@@ -391,6 +392,13 @@ func (p *peer) answer(w *work, judge func() string, then func(*work)) {
 	}
 }
 
+// forget gives up what is known of a lease that has ended and was told.
+func (s *shim) forget(w *work) {
+	if s.last == w {
+		s.last = nil
+	}
+}
+
 // tail tells a daemon what a lease prints and completes, from the first line that is left, until its end.
 func (p *peer) tail(w *work, gone <-chan struct{}) {
 	var at int64
@@ -422,7 +430,9 @@ func (p *peer) tail(w *work, gone <-chan struct{}) {
 			}
 		}
 		if end != nil {
-			_ = p.send(message{Op: "outcome", Lease: w.lease, Outcome: end, Ending: final}, nil)
+			if p.send(message{Op: "outcome", Lease: w.lease, Outcome: end, Ending: final}, nil) == nil && end.LogKept > keepLog {
+				p.shim.do(func() { p.shim.forget(w) })
+			}
 			return
 		}
 		select {

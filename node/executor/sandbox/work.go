@@ -135,14 +135,17 @@ func (w *work) print(u *unit, stream protocol.LogStream, b []byte) {
 	p.text = append(p.text, b[start:]...)
 }
 
+// lineOverhead is what a line takes in an outcome beside its text: empty ones must not make it too long to be read.
+const lineOverhead = 16
+
 // line appends one line.
 func (w *work) line(u *unit, stream protocol.LogStream, text []byte) {
 	w.log.AppendOf(u.index, stream, text)
-	if u.bytes+len(text)+1 > protocol.MaxInputLog {
+	if u.bytes+len(text)+lineOverhead > protocol.MaxInputLog {
 		u.dropped += int64(len(text)) + 1
 		return
 	}
-	u.bytes += len(text) + 1
+	u.bytes += len(text) + lineOverhead
 	u.printed = append(u.printed, protocol.InputLog{Stream: stream, Line: valid(text)})
 }
 
