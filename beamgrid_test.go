@@ -91,6 +91,16 @@ func newBeamGrid(t testing.TB, nodes int) *beamGrid {
 	for i := range nodes {
 		g.nodes = append(g.nodes, g.startNode(fmt.Sprint("node", i)))
 	}
+	for end := time.Now().Add(30 * time.Second); ; {
+		out, err := g.command("nodes") // it fails while there is none
+		if strings.Count(out, " ready ") == nodes {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the bridge does not know its nodes: %v\n%s", err, out)
+		}
+		<-time.After(100 * time.Millisecond)
+	}
 	return g
 }
 
@@ -213,12 +223,18 @@ func (g *beamGrid) client() *beamClient {
 	return dialBeam(g.TB, g.ready.Beam, g.token)
 }
 
-// gridbeam runs a command as a user would, and returns what it printed.
+// command runs a command as a user would, and returns what it printed.
+func (g *beamGrid) command(args ...string) (string, error) {
+	out, err := exec.CommandContext(g.Context(), g.exe, append(args, "--config-dir", filepath.Join(g.dir, "config"))...).CombinedOutput()
+	return string(out), err
+}
+
+// gridbeam runs a command that has to work.
 func (g *beamGrid) gridbeam(args ...string) string {
 	g.Helper()
-	out, err := exec.CommandContext(g.Context(), g.exe, append(args, "--config-dir", filepath.Join(g.dir, "config"))...).CombinedOutput()
+	out, err := g.command(args...)
 	if err != nil {
 		g.Fatalf("gridbeam %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
-	return string(out)
+	return out
 }
