@@ -85,8 +85,10 @@ func newBeamGrid(t testing.TB, nodes int) *beamGrid {
 			}
 		}
 	})
-	g.args = []string{"bridge", "run", "--data", filepath.Join(g.dir, "bridge"), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--listen", "/ip4/127.0.0.1/tcp/0",
-		"--api", "127.0.0.1:0", "--beam", "127.0.0.1:0", "--mdns=false", "--api-rate", "0"}
+	g.args = []string{
+		"bridge", "run", "--data", filepath.Join(g.dir, "bridge"), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--listen", "/ip4/127.0.0.1/tcp/0",
+		"--api", "127.0.0.1:0", "--beam", "127.0.0.1:0", "--mdns=false", "--api-rate", "0",
+	}
 	g.startBridge()
 	for i := range nodes {
 		g.nodes = append(g.nodes, g.startNode(fmt.Sprint("node", i)))

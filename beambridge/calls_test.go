@@ -308,7 +308,7 @@ func TestWhatACallWritesIsThereWhenItReturns(t *testing.T) {
 				}
 				have[e.Name] = true
 			}
-			for _, name := range strings.Fields(want) {
+			for name := range strings.FieldsSeq(want) {
 				if !have[name] {
 					s.Errorf("after call %s the volume lacks %s: %v", id, name, have)
 				}

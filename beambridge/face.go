@@ -13,7 +13,6 @@ import (
 
 	"github.com/gridbeam/gridbeam/beambridge/api"
 	"github.com/gridbeam/gridbeam/beambridge/beamapi"
-	"github.com/gridbeam/gridbeam/beambridge/beamapi/picklescan"
 	"github.com/gridbeam/gridbeam/p2p"
 	"github.com/gridbeam/gridbeam/protocol"
 )
@@ -78,9 +77,6 @@ func (b *Bridge) handlers(ctx context.Context) (*api.Server, http.Handler, error
 	bc := beamapi.DefaultConfig()
 	bc.Now = b.cfg.Clock
 	bc.Draining = func() bool { return ctx.Err() != nil }
-	bc.Gate = func(result []byte, allow []string, all bool) error {
-		return picklescan.Check(result, picklescan.Options{Allow: allow, Any: all})
-	}
 	beam, err := beamapi.New(bc, b.Beam(), b.log)
 	if err != nil {
 		return nil, nil, err

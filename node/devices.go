@@ -129,7 +129,7 @@ func (d *devices) holds(id protocol.LeaseID) bool {
 
 // keep gives a lease of before a restart the devices that its run has open.
 func (d *devices) keep(id protocol.LeaseID, uuids string) {
-	for _, uuid := range strings.Split(uuids, ",") {
+	for uuid := range strings.SplitSeq(uuids, ",") {
 		for i := range d.all {
 			if uuid != "" && d.all[i].uuid == uuid && !d.all[i].taken {
 				d.all[i].taken, d.all[i].lease = true, id

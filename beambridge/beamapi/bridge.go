@@ -343,6 +343,6 @@ type Bridge struct {
 	Volumes Volumes
 }
 
-// Gate judges a pickle before a client that would unpickle it gets it: allow are further names, module.Name, and any
+// Gate judges a pickle before a client that would unpickle it gets it: allow are further names, module.Name, and all
 // takes everything. The error's text is for the user.
-type Gate func(result []byte, allow []string, any bool) error
+type Gate func(result []byte, allow []string, all bool) error

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+
+	"github.com/gridbeam/gridbeam/beambridge/beamapi/picklescan"
 )
 
 // ErrConfig means that a field of the configuration cannot be used; the text names it.
@@ -42,14 +44,18 @@ type Config struct {
 	BadTokens int
 	// Draining, if not nil, says that nothing new is taken any more.
 	Draining func() bool
-	// Gate judges results before clients unpickle them. No default.
+	// Gate judges results before clients unpickle them. Default picklescan.Check.
 	Gate Gate
 	// Now tells the time. Default time.Now.
 	Now func() time.Time
 }
 
-// DefaultConfig returns the defaults, without a gate.
-func DefaultConfig() Config { return Config{BadTokens: 10, Now: time.Now} }
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{BadTokens: 10, Now: time.Now, Gate: func(result []byte, allow []string, all bool) error {
+		return picklescan.Check(result, picklescan.Options{Allow: allow, Any: all})
+	}}
+}
 
 // Server answers Beam's clients: gRPC and JSON. It is an http.Handler for every path that is Beam's.
 type Server struct {

@@ -149,7 +149,7 @@ func (s *Stub) run(req *beamwire.GetOrCreateStubRequest, env map[string]string) 
 		if warm > maxTimeout.Seconds() {
 			return refuse("keep_warm_seconds %g is more than a year", warm)
 		}
-		run.KeepWarm = protocol.Duration(max(minWarm, time.Duration(warm*float64(time.Second)))) //nolint:durationcheck // seconds as a float
+		run.KeepWarm = protocol.Duration(max(minWarm, time.Duration(warm*float64(time.Second))))
 	}
 	return nil
 }

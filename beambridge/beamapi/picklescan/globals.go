@@ -38,7 +38,7 @@ func init() {
 		if table[module] == nil {
 			table[module] = map[string]*rule{}
 		}
-		for _, n := range strings.Fields(names) {
+		for n := range strings.FieldsSeq(names) {
 			table[module][n] = &r
 		}
 	}
@@ -75,7 +75,7 @@ func init() {
 		if legacy[module] == nil {
 			legacy[module] = map[string][2]string{}
 		}
-		for _, n := range strings.Fields(names) {
+		for n := range strings.FieldsSeq(names) {
 			legacy[module][n] = [2]string{to, n}
 		}
 	}

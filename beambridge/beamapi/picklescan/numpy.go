@@ -1,6 +1,7 @@
 package picklescan
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -38,10 +39,8 @@ func dtypeOf(s string) (letter byte, size int, ok bool) {
 	case 'S', 'U', 'V':
 		return letter, size, digits == strconv.Itoa(size)
 	}
-	for _, w := range strings.Fields(sizes[letter]) {
-		if w == digits {
-			return letter, size, true
-		}
+	if slices.Contains(strings.Fields(sizes[letter]), digits) {
+		return letter, size, true
 	}
 	return 0, 0, false
 }

@@ -90,11 +90,11 @@ func (b *Backend) runtimes(ctx context.Context) []runtimeFound {
 	}
 	found = []runtimeFound{}
 	for _, path := range b.cfg.Python {
-		real, err := filepath.EvalSymlinks(path)
-		if err != nil || !within(real, "/usr") {
+		target, err := filepath.EvalSymlinks(path)
+		if err != nil || !within(target, "/usr") {
 			continue
 		}
-		cmd := exec.CommandContext(ctx, real, "-I", "-c", lookScript)
+		cmd := exec.CommandContext(ctx, target, "-I", "-c", lookScript)
 		cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/bin:/bin", "LANG=C.UTF-8"}
 		out, err := cmd.Output()
 		f := strings.Fields(string(out))
@@ -102,7 +102,7 @@ func (b *Backend) runtimes(ctx context.Context) []runtimeFound {
 			b.log.Warn("an interpreter does not work", "path", path, "err", err)
 			continue
 		}
-		found = append(found, runtimeFound{path: real, name: "python" + f[0], version: f[1], cloudpickle: strings.Trim(f[2], "-")})
+		found = append(found, runtimeFound{path: target, name: "python" + f[0], version: f[1], cloudpickle: strings.Trim(f[2], "-")})
 	}
 	if ctx.Err() == nil {
 		b.mu.Lock()

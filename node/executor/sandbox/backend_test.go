@@ -26,7 +26,9 @@ func testConfig(t testing.TB, dir string) Config {
 	}
 	cfg := DefaultConfig()
 	cfg.Dir = dir
-	cfg.Shim, cfg.Init = []string{self, "shim"}, []string{self, "sandbox-init"}
+	// Data races of a shim are found by nothingLeft; without -race this is an unused variable.
+	cfg.Shim = []string{"/usr/bin/env", "GORACE=log_path=" + dir + racesEnd + " atexit_sleep_ms=0", self, "shim"}
+	cfg.Init = []string{self, "sandbox-init"}
 	return cfg
 }
 
@@ -53,9 +55,17 @@ func newBackend(t testing.TB, change func(*Config)) *Backend {
 	return b
 }
 
+// racesEnd begins the end of the names of files with data races, beside a backend's directory.
+const racesEnd = "-races"
+
 // nothingLeft fails if a sandbox, an exit file or a cgroup of it is still there.
 func nothingLeft(t testing.TB, dir string) {
 	t.Helper()
+	races, _ := filepath.Glob(dir + racesEnd + "*")
+	for _, file := range races {
+		text, _ := os.ReadFile(file)
+		t.Errorf("a shim has a data race:\n%s", text)
+	}
 	for _, sub := range []string{boxesName, exitsName} {
 		entries, _ := os.ReadDir(filepath.Join(dir, sub))
 		for _, e := range entries {

@@ -85,7 +85,7 @@ func (b *Backend) launch(spec *boxSpec) (*box, error) {
 		return fail(err)
 	}
 	defer func() { _ = words.Close() }()
-	cmd := exec.Command(b.cfg.Shim[0], append(append([]string{}, b.cfg.Shim[1:]...), dir)...)
+	cmd := exec.Command(b.cfg.Shim[0], append(append([]string{}, b.cfg.Shim[1:]...), dir)...) //nolint:noctx // it outlives whoever starts it
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/bin:/bin", "LANG=C.UTF-8", "GOMAXPROCS=2"}
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = words, words, []*os.File{f}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -117,7 +117,7 @@ func viaDir(dir string, f func(path string) error) error {
 // connect dials the shim and begins to listen to it.
 func (x *box) connect() error {
 	err := viaDir(x.dir, func(path string) (err error) {
-		x.conn, err = net.DialTimeout("unix", path, answerWithin)
+		x.conn, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: path})
 		return err
 	})
 	if err != nil {

@@ -143,8 +143,8 @@ func hostBinds() (binds []bind, options []string) {
 		}
 	}
 	for _, path := range []string{"/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives", "/etc/ssl/certs", "/etc/ca-certificates.conf", "/etc/mime.types"} {
-		if real, err := filepath.EvalSymlinks(path); err == nil {
-			binds = append(binds, bind{real, path, "--ro-bind"})
+		if target, err := filepath.EvalSymlinks(path); err == nil {
+			binds = append(binds, bind{target, path, "--ro-bind"})
 		}
 	}
 	return binds, options

@@ -321,14 +321,6 @@ func processesOf(dir string) (pids []int) {
 	return pids
 }
 
-// processes lists what runs in the group.
-func (g *group) processes() (pids []int) {
-	for _, dir := range g.dirs {
-		pids = append(pids, processesOf(dir)...)
-	}
-	return pids
-}
-
 // kill sends SIGKILL to whatever is in the group. A process is held by a descriptor first and then looked for in the
 // group again, so that a number that was taken by somebody else meanwhile is never hit.
 func (g *group) kill() {

@@ -127,7 +127,11 @@ func newChild(spec *boxSpec, args []string) (*child, *os.File, error) {
 		_ = theirs.Close()
 		return nil, nil, fmt.Errorf("making the runner's socket: %w", err)
 	}
-	c := &child{cmd: exec.Command(spec.Bubblewrap, args...), runner: conn, out: make(chan outgoing, 16+4*spec.Workers)} // the loop never waits for it: run and cancel for each that is open fit
+	c := &child{
+		cmd:    exec.Command(spec.Bubblewrap, args...), //nolint:noctx // it ends by kill, which ends all that it has started
+		runner: conn,
+		out:    make(chan outgoing, 16+4*spec.Workers), // the loop never waits for it: run and cancel for each that is open fit
+	}
 	c.cmd.Env = []string{"PATH=/usr/bin:/bin", "LANG=C.UTF-8"}
 	c.cmd.Stdout, c.cmd.Stderr = &c.tail, &c.tail
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{}
@@ -159,8 +163,11 @@ func (s *shim) hold(c *child, started chan<- error) {
 	if started <- err; err != nil {
 		return
 	}
-	read := make(chan error, 1)
-	s.all.Go(func() { read <- s.listen(c) })
+	read := make(chan struct{})
+	s.all.Go(func() {
+		defer close(read)
+		s.listen(c)
+	})
 	err = c.cmd.Wait()
 	<-read // all that was sent before the end has been handed to the loop
 	_ = c.runner.Close()
@@ -241,14 +248,14 @@ func (c *child) write(over <-chan struct{}) {
 }
 
 // listen reads the runner's frames until it ends or breaks the rules.
-func (s *shim) listen(c *child) error {
+func (s *shim) listen(c *child) {
 	r := bufio.NewReaderSize(c.runner, 64<<10)
 	for {
 		var f runnerFrame
 		payload, err := readFrame(r, &f)
 		if err != nil {
 			s.do(func() { s.mute(c, err) })
-			return err
+			return
 		}
 		c.said.Store(true)
 		s.do(func() { s.heard(&f, payload) })

@@ -298,7 +298,7 @@ func startDaemon(t *testing.T, cfg Config, task executor.Task) (executor.Token, 
 	if err := os.WriteFile(file, raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), cfg.Shim[0], "daemon", file)
+	cmd := exec.CommandContext(t.Context(), cfg.Init[0], "daemon", file)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -208,7 +208,7 @@ func watchLoopback() (*witness, error) {
 	}
 	w := &witness{port: tcp.Addr().(*net.TCPAddr).Port}
 	all := []net.Listener{tcp}
-	if l, err := net.Listen("unix", fmt.Sprintf("@gridbeam-probe-%d", w.port)); err == nil {
+	if l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("@gridbeam-probe-%d", w.port)}); err == nil {
 		all = append(all, l)
 	}
 	came := make(chan string, len(all))

@@ -136,10 +136,10 @@ func runFilter(t *testing.T, filter []unix.SockFilter, arch, number uint32, args
 		}
 		switch i.Code {
 		case unix.BPF_LD | unix.BPF_W | unix.BPF_ABS:
-			switch {
-			case i.K == dataNumber:
+			switch i.K {
+			case dataNumber:
 				a = number
-			case i.K == dataArch:
+			case dataArch:
 				a = arch
 			default:
 				a = args[(i.K-dataArgs)/8]

@@ -43,8 +43,7 @@ type shim struct {
 	jobs  chan func() // what other goroutines want done by loop; unbuffered: whoever floods it waits
 	over  chan struct{}
 	all   sync.WaitGroup // all goroutines but loop
-	wait  time.Duration
-	child *child // nil until it is started, and after its end
+	child *child         // nil until it is started, and after its end
 
 	starting bool // start has not come to an end
 	ready    bool
@@ -60,7 +59,6 @@ type shim struct {
 	outs     outputs
 	ooms     int64
 	failure  *cause // why the sandbox could not be started
-	diskBusy bool
 }
 
 // RunShim is the body of the hidden command that holds one sandbox. args are those that the backend appended to

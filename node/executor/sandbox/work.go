@@ -66,7 +66,6 @@ type work struct {
 	cpu0    time.Duration
 	started time.Time
 	wall    *time.Timer
-	seen    map[int]map[string]stamp // what is known of writable mounts, by number
 	peak    int64
 
 	mu       sync.Mutex
