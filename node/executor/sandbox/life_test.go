@@ -476,3 +476,43 @@ func TestUnknownTokensAreGone(t *testing.T) {
 		}
 	}
 }
+
+// TestKillNineLosesNothing kills daemons while their runs are in all states that they pass through.
+func TestKillNineLosesNothing(t *testing.T) {
+	loops := 20
+	if testing.Short() {
+		loops = 3
+	}
+	state := newBackend(t, nil).cfg // its end looks for leftovers
+	for i := range loops {
+		task := job(t, "import time\ndef f(s):\n    print('ran', flush=True)\n    time.sleep(s)\n    return 'once'\n", []any{0}, []any{float64(i) / 50}, []any{0})
+		token, kill := startDaemon(t, state, task)
+		delay := time.NewTimer(time.Duration(i) * 7 * time.Millisecond)
+		<-delay.C
+		kill()
+		b, err := New(state, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		h, err := b.Reattach(t.Context(), token, nil)
+		if err != nil {
+			t.Fatalf("loop %d: %v", i, err)
+		}
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("loop %d: reattached after %s", i, took)
+		}
+		if out := wait(t, h); out.Reason != protocol.ReasonDone || out.InputsDone != 3 {
+			t.Errorf("loop %d: outcome is %+v", i, out)
+		}
+		for n := range uint64(3) {
+			o, result := outcomeOf(t, task, n)
+			if result != `"once"` || len(o.Log) != 1 {
+				t.Errorf("loop %d: input %d ran %d times: %+v", i, n, len(o.Log), o)
+			}
+		}
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
