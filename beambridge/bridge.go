@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -58,8 +59,9 @@ type Bridge struct {
 	notices  chan notice
 	calling  sync.Map // protocol.JobID of every job in memory whose inputs are calls
 	wrote    wrote
-	stubs    sync.Map   // string to *stubOf
-	merging  sync.Mutex // volumes are changed one call after the other
+	stubs    sync.Map     // string to *stubOf
+	beamAt   atomic.Value // string: where Beam\'s gateway listens
+	merging  sync.Mutex   // volumes are changed one call after the other
 
 	mu      sync.Mutex
 	ending  bool
@@ -382,5 +384,5 @@ func (b *Bridge) origin() peer.AddrInfo { return b.host.AddrInfo() }
 
 // Face is the bridge as its API speaks to it.
 func (b *Bridge) Face() api.Bridge {
-	return api.Bridge{Auth: b, Jobs: b, Outcomes: b, Volumes: b, Nodes: b, Money: b, System: b}
+	return api.Bridge{Auth: b, Jobs: b, Outcomes: b, Volumes: b, Nodes: b, Money: b, System: b, Tokens: b}
 }

@@ -38,11 +38,22 @@ func (b *Bridge) listenAPI(ctx context.Context) (l faces, err error) {
 	return l, nil
 }
 
+// beamAddr is where Beam's gateway listens, empty for nowhere.
+func (b *Bridge) beamAddr() string {
+	if a, ok := b.beamAt.Load().(string); ok {
+		return a
+	}
+	return ""
+}
+
 // serveAPI answers HTTP and gRPC until ctx is done.
 func (b *Bridge) serveAPI(ctx context.Context, l faces) error {
 	if l.api == nil && l.beam == nil {
 		<-ctx.Done()
 		return nil
+	}
+	if l.beam != nil {
+		b.beamAt.Store(l.beam.Addr().String())
 	}
 	srv, mux, err := b.handlers(ctx)
 	if err != nil {

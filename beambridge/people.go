@@ -178,7 +178,7 @@ func (b *Bridge) Credit(ctx context.Context, _ api.Principal, req protocol.Credi
 
 // Status implements api.System.
 func (b *Bridge) Status(ctx context.Context) (protocol.BridgeStatus, error) {
-	s := protocol.BridgeStatus{Version: b.cfg.Version, Commit: b.cfg.Commit, State: "running", Started: b.started, Now: b.cfg.Clock(), Nodes: map[string]int{}, Jobs: map[string]int{}}
+	s := protocol.BridgeStatus{Version: b.cfg.Version, Commit: b.cfg.Commit, State: "running", Started: b.started, Now: b.cfg.Clock(), Beam: b.beamAddr(), Nodes: map[string]int{}, Jobs: map[string]int{}}
 	if b.running() != nil {
 		s.State = "starting"
 		return s, nil

@@ -18,6 +18,7 @@ import (
 
 	"github.com/gridbeam/gridbeam/beambridge/api"
 	"github.com/gridbeam/gridbeam/beambridge/store"
+	"github.com/gridbeam/gridbeam/protocol"
 )
 
 const (
@@ -28,7 +29,10 @@ const (
 	inbox = "tokens"
 )
 
-var _ api.Authorizer = (*Bridge)(nil)
+var (
+	_ api.Authorizer = (*Bridge)(nil)
+	_ api.Tokens     = (*Bridge)(nil)
+)
 
 // newToken is a token that waits in the inbox: never the token itself, only its hash in the file's name.
 type newToken struct {
@@ -175,4 +179,61 @@ func (b *Bridge) RevokeToken(ctx context.Context, hash [32]byte) error {
 		return struct{}{}, nil
 	})
 	return err
+}
+
+// MakeToken implements api.Tokens.
+func (b *Bridge) MakeToken(ctx context.Context, _ api.Principal, req protocol.TokenRequest) (protocol.NewToken, error) {
+	if err := b.running(); err != nil {
+		return protocol.NewToken{}, err
+	}
+	if !userName.MatchString(req.User) {
+		return protocol.NewToken{}, &protocol.APIError{Code: protocol.CodeBadRequest, Field: "user", Text: fmt.Sprintf("%.80q is no user", req.User), Fix: "use letters, digits and . _ + -"}
+	}
+	scopes := make([]api.Scope, len(req.Scopes))
+	for i, s := range req.Scopes {
+		scopes[i] = api.Scope(s)
+	}
+	text, row := freshToken(req.User, req.Name, scopes, b.cfg.Clock())
+	_, err := ask(ctx, b.engine, func(t *turn) (struct{}, error) {
+		t.also(func(tx *store.Tx) error { return tx.PutToken(row) })
+		return struct{}{}, nil
+	})
+	return protocol.NewToken{Token: publicToken(&row), Text: text}, err
+}
+
+// publicToken is a token without what could be used.
+func publicToken(row *store.Token) protocol.Token {
+	return protocol.Token{ID: hex.EncodeToString(row.Hash[:6]), User: row.User, Name: row.Name, Scopes: row.Scopes, Created: row.Created, Revoked: row.Revoked}
+}
+
+// ListTokens implements api.Tokens.
+func (b *Bridge) ListTokens(ctx context.Context, who api.Principal) (out protocol.TokenList, err error) {
+	user := who.User
+	if who.Can(api.ScopeAdmin) {
+		user = ""
+	}
+	rows, err := b.Tokens(ctx, user)
+	out.Tokens = make([]protocol.Token, 0, len(rows))
+	for i := range rows {
+		out.Tokens = append(out.Tokens, publicToken(&rows[i]))
+	}
+	return out, err
+}
+
+// DropToken implements api.Tokens.
+func (b *Bridge) DropToken(ctx context.Context, who api.Principal, id string) error {
+	user := who.User
+	if who.Can(api.ScopeAdmin) {
+		user = ""
+	}
+	rows, err := b.Tokens(ctx, user)
+	if err != nil {
+		return err
+	}
+	for i := range rows {
+		if rows[i].Revoked.IsZero() && hex.EncodeToString(rows[i].Hash[:6]) == id {
+			return b.RevokeToken(ctx, rows[i].Hash)
+		}
+	}
+	return &protocol.APIError{Code: protocol.CodeNotFound, Text: fmt.Sprintf("there is no good token %.40q", id), Fix: "`gridbeam bridge token list` shows yours"}
 }

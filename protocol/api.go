@@ -88,6 +88,8 @@ type BridgeStatus struct {
 	PeerID PeerID `json:"peer_id,omitempty"`
 	// Addrs are where nodes reach it.
 	Addrs []string `json:"addrs,omitempty"`
+	// Beam is the address of the gateway for Beam's clients, host:port; empty when there is none.
+	Beam string `json:"beam,omitempty"`
 	// Network names the network, NetworkID is its ID.
 	Network string `json:"network,omitempty"`
 	// NetworkID is the network's ID.
@@ -537,4 +539,43 @@ type VolumeInfo struct {
 type VolumeList struct {
 	// Volumes are in the order of their names.
 	Volumes []VolumeInfo `json:"volumes"`
+}
+
+// TokenRequest is the body of POST /tokens. An empty user is the caller; empty scopes are jobs.
+type TokenRequest struct {
+	// User will act by the token; only an admin names another than itself.
+	User string `json:"user,omitempty"`
+	// Name tells a user's tokens apart, for people.
+	Name string `json:"name,omitempty"`
+	// Scopes are read, invoke, jobs or admin; none may be above the caller's own.
+	Scopes []string `json:"scopes,omitempty"`
+}
+
+// Token is a bearer token without its text.
+type Token struct {
+	// ID names it: the first 12 hex digits of its SHA-256.
+	ID string `json:"id"`
+	// User acts by it.
+	User string `json:"user"`
+	// Name is for people.
+	Name string `json:"name"`
+	// Scopes are what it may do.
+	Scopes []string `json:"scopes"`
+	// Created is when it was made.
+	Created time.Time `json:"created"`
+	// Revoked is when it was taken back; zero while it is good.
+	Revoked time.Time `json:"revoked,omitzero"`
+}
+
+// NewToken answers POST /tokens: the only time that a token's text is told.
+type NewToken struct {
+	Token
+	// Text is the token.
+	Text string `json:"token"`
+}
+
+// TokenList answers GET /tokens.
+type TokenList struct {
+	// Tokens are the caller's, an admin's answer has everybody's; oldest first.
+	Tokens []Token `json:"tokens"`
 }

@@ -63,6 +63,9 @@ func everyRoute(id protocol.JobID) []struct {
 		{"GET", "/nodes?where=cpu.cores+%3E%3D+1", ScopeRead, 200, ""},
 		{"GET", "/nodes/" + peerText + "/reputation", ScopeRead, 200, ""},
 		{"GET", "/account", ScopeRead, 200, ""},
+		{"POST", "/tokens", ScopeJobs, 201, `{"name":"ci"}`},
+		{"GET", "/tokens", ScopeRead, 200, ""},
+		{"DELETE", "/tokens/0123456789ab", ScopeJobs, 204, ""},
 		{"POST", "/credit", ScopeAdmin, 200, `{"user":"ann","amount_uusd":5000000,"source":"card","ref":"r1"}`},
 	}
 }

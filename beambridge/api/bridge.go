@@ -121,6 +121,16 @@ type Money interface {
 	Credit(ctx context.Context, who Principal, req protocol.CreditRequest) (protocol.Account, error)
 }
 
+// Tokens are made, listed and taken back.
+type Tokens interface {
+	// MakeToken makes a token; the request's user and scopes are within what who may give.
+	MakeToken(ctx context.Context, who Principal, req protocol.TokenRequest) (protocol.NewToken, error)
+	// ListTokens returns who's tokens, revoked ones too; an admin's answer has everybody's.
+	ListTokens(ctx context.Context, who Principal) (protocol.TokenList, error)
+	// DropToken takes back the token with an ID; one of another user is not found, but for an admin.
+	DropToken(ctx context.Context, who Principal, id string) error
+}
+
 // System tells how the bridge itself stands.
 type System interface {
 	// Status must answer at once, whatever else is going on.
@@ -143,4 +153,6 @@ type Bridge struct {
 	Money Money
 	// System is the bridge itself.
 	System System
+	// Tokens are who may call.
+	Tokens Tokens
 }

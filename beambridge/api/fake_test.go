@@ -50,7 +50,7 @@ func newFake() *fakeBridge {
 }
 
 func (f *fakeBridge) bridge() Bridge {
-	return Bridge{Auth: f, Jobs: f, Outcomes: f, Volumes: f, Nodes: f, Money: f, System: f}
+	return Bridge{Auth: f, Jobs: f, Outcomes: f, Volumes: f, Nodes: f, Money: f, System: f, Tokens: f}
 }
 
 // Authorize knows the tokens read, jobs, admin and their owners: "jobs" or "jobs/eve".
@@ -230,6 +230,21 @@ func (f *fakeBridge) Account(_ context.Context, who Principal) (protocol.Account
 func (f *fakeBridge) Credit(_ context.Context, _ Principal, req protocol.CreditRequest) (protocol.Account, error) {
 	f.credits = append(f.credits, req)
 	return protocol.Account{User: req.User, CreditUUSD: req.AmountUUSD}, f.fail
+}
+
+func (f *fakeBridge) MakeToken(_ context.Context, _ Principal, req protocol.TokenRequest) (protocol.NewToken, error) {
+	return protocol.NewToken{Token: protocol.Token{ID: "0123456789ab", User: req.User, Name: req.Name, Scopes: req.Scopes}, Text: "gb_text"}, f.fail
+}
+
+func (f *fakeBridge) ListTokens(_ context.Context, who Principal) (protocol.TokenList, error) {
+	return protocol.TokenList{Tokens: []protocol.Token{{ID: "0123456789ab", User: who.User}}}, f.fail
+}
+
+func (f *fakeBridge) DropToken(_ context.Context, _ Principal, id string) error {
+	if id != "0123456789ab" {
+		return &protocol.APIError{Code: protocol.CodeNotFound, Text: "there is no token " + id}
+	}
+	return f.fail
 }
 
 func (f *fakeBridge) Status(context.Context) (protocol.BridgeStatus, error) {

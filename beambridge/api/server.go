@@ -35,7 +35,7 @@ func New(cfg Config, bridge Bridge, log *slog.Logger) (*Server, error) {
 	}
 	for name, part := range map[string]any{
 		"Auth": bridge.Auth, "Jobs": bridge.Jobs, "Outcomes": bridge.Outcomes, "Volumes": bridge.Volumes, "Nodes": bridge.Nodes,
-		"Money": bridge.Money, "System": bridge.System,
+		"Money": bridge.Money, "System": bridge.System, "Tokens": bridge.Tokens,
 	} {
 		if part == nil {
 			return nil, fmt.Errorf("%w: Bridge.%s is missing", ErrConfig, name)
@@ -84,6 +84,9 @@ func (s *Server) routes() []route {
 		{"GET", "/jobs/{id}/statement", ScopeRead, "", false, s.statement},
 		{"GET", "/nodes", ScopeRead, "", false, s.listNodes},
 		{"GET", "/nodes/{peer}/reputation", ScopeRead, "", false, s.reputation},
+		{"POST", "/tokens", ScopeJobs, "make token", false, s.makeToken},
+		{"GET", "/tokens", ScopeRead, "", false, s.listTokens},
+		{"DELETE", "/tokens/{id}", ScopeJobs, "revoke token", false, s.dropToken},
 		{"GET", "/account", ScopeRead, "", false, s.account},
 		{"POST", "/credit", ScopeAdmin, "post credit", false, s.credit},
 	}

@@ -174,6 +174,9 @@ func (c *Client) call(ctx context.Context, r request, out any) error {
 		if err != nil {
 			return c.broken(ctx, err)
 		}
+		if out == nil {
+			return nil
+		}
 		if err := json.Unmarshal(body, out); err != nil {
 			return fmt.Errorf("%w: %s answered something else than expected: %w", ErrNotBridge, c.cfg.URL, err)
 		}
@@ -339,4 +342,23 @@ func (c *Client) Credit(ctx context.Context, req protocol.CreditRequest) (a prot
 		return a, err
 	}
 	return a, c.call(ctx, request{method: "POST", path: "/credit", body: body, size: size, kind: "application/json"}, &a)
+}
+
+// MakeToken makes a bearer token; its text is told this once.
+func (c *Client) MakeToken(ctx context.Context, req protocol.TokenRequest) (t protocol.NewToken, err error) {
+	body, size, err := jsonBody(req)
+	if err != nil {
+		return t, err
+	}
+	return t, c.call(ctx, request{method: "POST", path: "/tokens", body: body, size: size, kind: "application/json"}, &t)
+}
+
+// Tokens lists tokens without their text, the caller's own or, for an admin, everybody's.
+func (c *Client) Tokens(ctx context.Context) (l protocol.TokenList, err error) {
+	return l, c.call(ctx, request{method: "GET", path: "/tokens"}, &l)
+}
+
+// RevokeToken takes a token back by its ID.
+func (c *Client) RevokeToken(ctx context.Context, id string) error {
+	return c.call(ctx, request{method: "DELETE", path: "/tokens/" + url.PathEscape(id)}, nil)
 }

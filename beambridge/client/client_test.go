@@ -185,7 +185,7 @@ func serve(t *testing.T, m *memory, addr string, edit func(*api.Config)) (at str
 	if edit != nil {
 		edit(&cfg)
 	}
-	s, err := api.New(cfg, api.Bridge{Auth: m, Jobs: m, Outcomes: m, Volumes: m, Nodes: m, Money: m, System: m}, slog.New(slog.DiscardHandler))
+	s, err := api.New(cfg, api.Bridge{Auth: m, Jobs: m, Outcomes: m, Volumes: m, Nodes: m, Money: m, System: m, Tokens: noTokens{}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -759,7 +759,7 @@ func BenchmarkShortJob(b *testing.B) {
 	m := newMemory()
 	cfg := api.DefaultConfig(b.TempDir())
 	cfg.Rate = 0
-	s, err := api.New(cfg, api.Bridge{Auth: m, Jobs: m, Outcomes: m, Volumes: m, Nodes: m, Money: m, System: m}, slog.New(slog.DiscardHandler))
+	s, err := api.New(cfg, api.Bridge{Auth: m, Jobs: m, Outcomes: m, Volumes: m, Nodes: m, Money: m, System: m, Tokens: noTokens{}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}

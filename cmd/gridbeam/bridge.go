@@ -47,7 +47,7 @@ type bridgeReady struct {
 }
 
 func bridgeCommand() *cobra.Command {
-	return group("bridge", "Take jobs and find nodes for them", bridgeRunCommand())
+	return group("bridge", "Take jobs and find nodes for them", bridgeRunCommand(), tokenCommand())
 }
 
 func bridgeRunCommand() *cobra.Command {
