@@ -12,8 +12,10 @@ BASE    ?= $(shell git rev-parse -q --verify origin/main 2>/dev/null || git rev-
 # go-nvml's header marks functions of old drivers as deprecated; gcc need not say so in every build.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
-# Debian packages that the tests need: a C compiler for the race detector.
-PACKAGES = gcc libc6-dev
+# Debian packages that the tests need: a C compiler for the race detector, and what Python functions run in.
+PACKAGES = gcc libc6-dev bubblewrap python3 python3-cloudpickle
+# Whether all of them are there.
+HAVE = command -v "$$($(GO) env CC)" >/dev/null && test -x /usr/bin/bwrap && /usr/bin/python3 -c 'import cloudpickle' 2>/dev/null
 
 # Tools are built once for each state of tools/go.mod.
 TOOLS := .tools/$(shell cat tools/go.mod tools/go.sum | sha256sum | cut -c1-16)
@@ -43,13 +45,13 @@ test: packages ## vet and test everything, with the race detector where there is
 	echo "$(GO) test $$race -timeout 20m ./..."; CGO_ENABLED=$${race:+1} $(GO) test $$race -timeout 20m ./...
 
 packages: # installs what the tests need, where that is possible and needed
-	@if command -v "$$($(GO) env CC)" >/dev/null; then exit 0; fi; \
+	@if $(HAVE); then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		export DEBIAN_FRONTEND=noninteractive; \
 		apt-get update -q && apt-get install -q -y --no-install-recommends $(PACKAGES) || \
 			echo 'make: could not install $(PACKAGES); going on without'; \
 	else \
-		echo 'make: not root on Debian, so nothing is installed; apt-get install $(PACKAGES)'; \
+		echo 'make: not root on Debian, so nothing is installed and tests of functions are skipped; apt-get install $(PACKAGES)'; \
 	fi </dev/null
 
 test-system: packages ## the long tests, build tag system: real processes, kill -9, many seeds

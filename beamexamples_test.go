@@ -1,0 +1,62 @@
+package gridbeam_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// TestExamplesOfBeamRunOnNodes runs the functions of examples/beam as they stand there, as Beam's SDK would call them.
+func TestExamplesOfBeamRunOnNodes(t *testing.T) {
+	g := newBeamGrid(t, 2)
+	c := g.client()
+	files := map[string]string{}
+	for _, name := range []string{"hello.py", "map_digits.py"} {
+		b, err := os.ReadFile(filepath.Join("examples", "beam", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name] = string(b)
+	}
+	square, _, err := c.prepare(t.Context(), beamFunction{files: files, handler: "hello:square"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.invoke(t.Context(), square, pickleCall(12), false, nil)
+	if n, perr := pickledInt(r.result); err != nil || perr != nil || n != 144 || !strings.HasPrefix(r.output, "squaring 12 on ") {
+		t.Errorf("square(12): %+v, %v, %v", r, err, perr)
+	}
+
+	g.gridbeam("volume", "import", "digits", filepath.Join("examples", "sweep", "data"))
+	classify, _, err := c.prepare(t.Context(), beamFunction{files: files, handler: "map_digits:classify", volumes: map[string]string{"./digits": "digits"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const shards = 16
+	var wg sync.WaitGroup
+	right, total := make([]int, shards), make([]int, shards)
+	for i := range shards {
+		wg.Go(func() {
+			r, err := c.invoke(t.Context(), classify, pickleCall(i), false, nil)
+			if err != nil || r.exit != 0 {
+				t.Errorf("shard %d: exit %d, %v\n%s", i, r.exit, err, r.output)
+				return
+			}
+			var shard int
+			if _, err := fmt.Sscanf(r.output, "shard %d: %d of %d", &shard, &right[i], &total[i]); err != nil || shard != i {
+				t.Errorf("shard %d printed %q", i, r.output)
+			}
+		})
+	}
+	wg.Wait()
+	correct, rows := 0, 0
+	for i := range shards {
+		correct, rows = correct+right[i], rows+total[i]
+	}
+	if rows != 360 || correct != 354 {
+		t.Errorf("%d of %d rows right, want 354 of 360", correct, rows)
+	}
+}
