@@ -375,9 +375,11 @@ func (s *Server) restSubscribe(w http.ResponseWriter, r *http.Request, who Princ
 	}
 }
 
+// restDeploymentOf is a deployment as REST clients read it. The JavaScript client takes it as it comes and reads
+// stubType.
 func restDeploymentOf(who Principal, d *Deployment) map[string]any {
 	return map[string]any{
-		"id": d.ID, "external_id": d.ID, "name": d.Name, "active": d.Active, "version": d.Version, "stub_id": d.StubID, "stub_type": d.StubType, "stub_name": d.StubName,
+		"id": d.ID, "external_id": d.ID, "name": d.Name, "active": d.Active, "version": d.Version, "stub_id": d.StubID, "stub_type": d.StubType, "stubType": d.StubType, "stub_name": d.StubName,
 		"app_id": d.App, "workspace_id": who.Workspace, "workspace_name": who.Workspace, "created_at": d.Created.UTC().Format(time.RFC3339Nano),
 		"updated_at": d.Updated.UTC().Format(time.RFC3339Nano), "stub": map[string]any{"id": d.StubID, "external_id": d.StubID, "name": d.StubName, "type": d.StubType},
 		"workspace": map[string]any{"external_id": who.Workspace, "name": who.Workspace},
