@@ -310,3 +310,106 @@ func TestJ1_BeamsWordsForHardwareAreHeld(t *testing.T) {
 		t.Errorf("a call that no node may take: %+v, %v", r, err)
 	}
 }
+
+// Large arguments and results, and many calls at once on one connection.
+func TestB1_LargeAndManyCalls(t *testing.T) {
+	g := newBeamGrid(t, 2)
+	c := g.client()
+	app := `
+def echo(x):
+    return x
+
+def double(n):
+    return 2 * n
+
+def huge(n):
+    return "x" * (16 << 20)
+
+def evil(n):
+    import os
+    class Trap:
+        def __reduce__(self):
+            return (os.system, ("touch /tmp/gridbeam-was-here",))
+    return Trap()
+`
+	files := map[string]string{"app.py": app}
+	echo, _, err := c.prepare(t.Context(), beamFunction{files: files, handler: "app:echo"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Repeat("0123456789abcdef", 5<<20/16)
+	r, err := c.invoke(t.Context(), echo, pickleText(text), false, nil)
+	if err != nil || r.exit != 0 || !strings.Contains(string(r.result), text) {
+		t.Errorf("5 MiB there and back: exit %d, %d bytes, %v\n%.200s", r.exit, len(r.result), err, r.output)
+	}
+	for handler, want := range map[string]string{"app:huge": "volume", "app:evil": "system"} {
+		stub, _, err := c.prepare(t.Context(), beamFunction{files: files, handler: handler})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := c.invoke(t.Context(), stub, pickleCall(1), false, nil); err != nil || r.exit != 1 || len(r.result) > 0 || !strings.Contains(r.output, want) {
+			t.Errorf("%s: exit %d, %d bytes of result, %v\n%.500s", handler, r.exit, len(r.result), err, r.output)
+		}
+	}
+	double, _, err := c.prepare(t.Context(), beamFunction{files: files, handler: "app:double", retries: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const calls = 600
+	var wg sync.WaitGroup
+	began := time.Now()
+	for i := range calls {
+		wg.Go(func() {
+			r, err := c.invoke(t.Context(), double, pickleCall(i), false, nil)
+			if n, perr := pickledInt(r.result); err != nil || perr != nil || n != 2*i {
+				t.Errorf("double(%d): %+v, %v, %v", i, r, err, perr)
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d calls in %s", calls, time.Since(began).Round(time.Millisecond))
+}
+
+// The bridge is killed: a headless call goes on, and its result is there afterwards.
+func TestB1_AHeadlessCallOutlivesTheBridge(t *testing.T) {
+	g := newBeamGrid(t, 1)
+	c := g.client()
+	stub, _, err := c.prepare(t.Context(), beamFunction{files: map[string]string{"app.py": squareApp}, handler: "app:slow", retries: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	heard := make(chan struct{}, 1)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.invoke(ctx, stub, pickleCall(15), true, func(text string) {
+			if strings.Contains(text, "begins") {
+				heard <- struct{}{}
+			}
+		})
+		ended <- err
+	}()
+	select {
+	case <-heard:
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	cancel() // the caller goes
+	<-ended
+	g.kill(g.bridge)
+	g.startBridge()
+	c = g.client()
+	for end := time.Now().Add(2 * time.Minute); ; {
+		tasks, err := c.call(t.Context(), "/gateway.GatewayService/ListTasks", msg{}.num(2, 10))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(tasks.raw(3)), "COMPLETE") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("two minutes after the bridge came back: %q", tasks.raw(3))
+		}
+		<-time.After(200 * time.Millisecond)
+	}
+}
