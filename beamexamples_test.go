@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/gridbeam/gridbeam/internal/beamclient"
 )
 
 // TestExamplesOfBeamRunOnNodes runs the functions of examples/beam as they stand there, as Beam's SDK would call them.
@@ -21,17 +23,17 @@ func TestExamplesOfBeamRunOnNodes(t *testing.T) {
 		}
 		files[name] = string(b)
 	}
-	square, _, err := c.prepare(t.Context(), beamFunction{files: files, handler: "hello:square"})
+	square, _, err := c.Prepare(t.Context(), beamclient.Function{Files: files, Handler: "hello:square"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := c.invoke(t.Context(), square, pickleCall(12), false, nil)
-	if n, perr := pickledInt(r.result); err != nil || perr != nil || n != 144 || !strings.HasPrefix(r.output, "squaring 12 on ") {
+	r, err := c.Invoke(t.Context(), square, beamclient.PickleCall(12), false, nil)
+	if n, perr := beamclient.PickledInt(r.Result); err != nil || perr != nil || n != 144 || !strings.HasPrefix(r.Output, "squaring 12 on ") {
 		t.Errorf("square(12): %+v, %v, %v", r, err, perr)
 	}
 
 	g.gridbeam("volume", "import", "digits", filepath.Join("examples", "sweep", "data"))
-	classify, _, err := c.prepare(t.Context(), beamFunction{files: files, handler: "map_digits:classify", volumes: map[string]string{"./digits": "digits"}})
+	classify, _, err := c.Prepare(t.Context(), beamclient.Function{Files: files, Handler: "map_digits:classify", Volumes: map[string]string{"./digits": "digits"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,14 +42,14 @@ func TestExamplesOfBeamRunOnNodes(t *testing.T) {
 	right, total := make([]int, shards), make([]int, shards)
 	for i := range shards {
 		wg.Go(func() {
-			r, err := c.invoke(t.Context(), classify, pickleCall(i), false, nil)
-			if err != nil || r.exit != 0 {
-				t.Errorf("shard %d: exit %d, %v\n%s", i, r.exit, err, r.output)
+			r, err := c.Invoke(t.Context(), classify, beamclient.PickleCall(i), false, nil)
+			if err != nil || r.Exit != 0 {
+				t.Errorf("shard %d: exit %d, %v\n%s", i, r.Exit, err, r.Output)
 				return
 			}
 			var shard int
-			if _, err := fmt.Sscanf(r.output, "shard %d: %d of %d", &shard, &right[i], &total[i]); err != nil || shard != i {
-				t.Errorf("shard %d printed %q", i, r.output)
+			if _, err := fmt.Sscanf(r.Output, "shard %d: %d of %d", &shard, &right[i], &total[i]); err != nil || shard != i {
+				t.Errorf("shard %d printed %q", i, r.Output)
 			}
 		})
 	}

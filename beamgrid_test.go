@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gridbeam/gridbeam/internal/beamclient"
 )
 
 // gridbeamProgram is the program as its users have it, built once in a run.
@@ -220,9 +222,19 @@ func (g *beamGrid) stop(d *daemon) {
 }
 
 // client is a Beam client of the grid.
-func (g *beamGrid) client() *beamClient {
+func (g *beamGrid) client() *beamclient.Client {
 	g.Helper()
-	return dialBeam(g.TB, g.ready.Beam, g.token)
+	return g.dial(g.token)
+}
+
+func (g *beamGrid) dial(token string) *beamclient.Client {
+	g.Helper()
+	c, err := beamclient.Dial(g.ready.Beam, token)
+	if err != nil {
+		g.Fatal(err)
+	}
+	g.Cleanup(func() { _ = c.Close() })
+	return c
 }
 
 // command runs a command as a user would, and returns what it printed.

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gridbeam/gridbeam/internal/beamclient"
 )
 
 // TestBeamsJavaScriptSDKCallsADeployment runs Beam's own JavaScript SDK, at the version of its lock file, against real
@@ -18,15 +20,15 @@ func TestBeamsJavaScriptSDKCallsADeployment(t *testing.T) {
 	g := newBeamGrid(t, 2)
 	c := g.client()
 	for name, handler := range map[string]string{"square": "app:square", "slow": "app:slow"} {
-		stub, _, err := c.prepare(t.Context(), beamFunction{
-			files:   map[string]string{"app.py": "import time\n\ndef square(n):\n    return n * n\n\ndef slow(n):\n    time.sleep(n)\n"},
-			handler: handler, kind: "function/deployment", force: true,
+		stub, _, err := c.Prepare(t.Context(), beamclient.Function{
+			Files:   map[string]string{"app.py": "import time\n\ndef square(n):\n    return n * n\n\ndef slow(n):\n    time.sleep(n)\n"},
+			Handler: handler, Kind: "function/deployment", Force: true,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		d, err := c.call(t.Context(), "/gateway.GatewayService/DeployStub", msg{}.text(1, stub).text(2, name))
-		if err != nil || d.num(1) != 1 || d.num(3) != 1 || !strings.Contains(d.text(4), "/function/"+name+"/v1") {
+		d, err := c.Call(t.Context(), "/gateway.GatewayService/DeployStub", beamclient.Message{}.Text(1, stub).Text(2, name))
+		if err != nil || d.Num(1) != 1 || d.Num(3) != 1 || !strings.Contains(d.Text(4), "/function/"+name+"/v1") {
 			t.Fatalf("deploying %s: %v, %v", name, d, err)
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/gridbeam/gridbeam/internal/beamclient"
 )
 
 // The rows of RNP-005 that Beam's own clients see. Everything is real: processes, sockets, sandboxes, Python.
@@ -38,22 +40,22 @@ func TestB1_AFunctionOfBeamRunsOnNodesAndOutlivesOne(t *testing.T) {
 	g := newBeamGrid(t, 2)
 	c := g.client()
 	ctx := t.Context()
-	stub, warning, err := c.prepare(ctx, beamFunction{files: map[string]string{"app.py": squareApp}, handler: "app:square", retries: 3})
+	stub, warning, err := c.Prepare(ctx, beamclient.Function{Files: map[string]string{"app.py": squareApp}, Handler: "app:square", Retries: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(warning, "no node") {
 		t.Errorf("two nodes are there, and the user is told: %s", warning)
 	}
-	r, err := c.invoke(ctx, stub, pickleCall(7), false, nil)
+	r, err := c.Invoke(ctx, stub, beamclient.PickleCall(7), false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, err := pickledInt(r.result); r.exit != 0 || n != 49 || err != nil || r.output != "squaring 7\n" || r.frames != 0 || r.task == "" {
+	if n, err := beamclient.PickledInt(r.Result); r.Exit != 0 || n != 49 || err != nil || r.Output != "squaring 7\n" || r.Frames != 0 || r.Task == "" {
 		t.Fatalf("square(7): %+v, %v", r, err)
 	}
 	began := time.Now()
-	if _, err := c.invoke(ctx, stub, pickleCall(8), false, nil); err != nil {
+	if _, err := c.Invoke(ctx, stub, beamclient.PickleCall(8), false, nil); err != nil {
 		t.Fatal(err)
 	}
 	if took := time.Since(began); took > time.Second {
@@ -61,23 +63,23 @@ func TestB1_AFunctionOfBeamRunsOnNodesAndOutlivesOne(t *testing.T) {
 	}
 
 	var wg sync.WaitGroup
-	results := make([]beamResult, 100)
+	results := make([]beamclient.Result, 100)
 	errs := make([]error, 100)
 	for i := range results {
-		wg.Go(func() { results[i], errs[i] = c.invoke(ctx, stub, pickleCall(i), false, nil) })
+		wg.Go(func() { results[i], errs[i] = c.Invoke(ctx, stub, beamclient.PickleCall(i), false, nil) })
 	}
 	g.kill(g.nodes[0]) // in the middle
 	wg.Wait()
 	for i, r := range results {
-		n, err := pickledInt(r.result)
-		if errs[i] != nil || err != nil || n != i*i || r.exit != 0 || r.frames != 0 {
-			t.Errorf("square(%d) is %d, exit %d, %v, %v", i, n, r.exit, errs[i], err)
+		n, err := beamclient.PickledInt(r.Result)
+		if errs[i] != nil || err != nil || n != i*i || r.Exit != 0 || r.Frames != 0 {
+			t.Errorf("square(%d) is %d, exit %d, %v, %v", i, n, r.Exit, errs[i], err)
 		}
 	}
 
-	list, err := c.call(ctx, "/gateway.GatewayService/ListTasks", msg{}.num(2, 1000))
-	if err != nil || list.num(4) != 102 {
-		t.Errorf("the bridge knows of %d calls, %v; 102 were made", list.num(4), err)
+	list, err := c.Call(ctx, "/gateway.GatewayService/ListTasks", beamclient.Message{}.Num(2, 1000))
+	if err != nil || list.Num(4) != 102 {
+		t.Errorf("the bridge knows of %d calls, %v; 102 were made", list.Num(4), err)
 	}
 	jobs := g.gridbeam("job", "list")
 	id := ""
@@ -97,34 +99,34 @@ func TestB1_AFailureIsToldToItsCallAlone(t *testing.T) {
 	c := g.client()
 	ctx := t.Context()
 	app := map[string]string{"app.py": squareApp}
-	fails, _, err := c.prepare(ctx, beamFunction{files: app, handler: "app:fails"})
+	fails, _, err := c.Prepare(ctx, beamclient.Function{Files: app, Handler: "app:fails"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := c.invoke(ctx, fails, pickleCall(3), false, nil)
-	if err != nil || r.exit != 1 || !strings.Contains(r.output, "ValueError: no square of 3") || !strings.Contains(r.output, "app.py") || len(r.result) > 0 {
+	r, err := c.Invoke(ctx, fails, beamclient.PickleCall(3), false, nil)
+	if err != nil || r.Exit != 1 || !strings.Contains(r.Output, "ValueError: no square of 3") || !strings.Contains(r.Output, "app.py") || len(r.Result) > 0 {
 		t.Errorf("an exception: %+v, %v", r, err)
 	}
-	missing, _, err := c.prepare(ctx, beamFunction{files: app, handler: "nothing:here"})
+	missing, _, err := c.Prepare(ctx, beamclient.Function{Files: app, Handler: "nothing:here"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := c.invoke(ctx, missing, pickleCall(3), false, nil); err != nil || r.exit != 2 || !strings.Contains(r.output, "nothing") {
+	if r, err := c.Invoke(ctx, missing, beamclient.PickleCall(3), false, nil); err != nil || r.Exit != 2 || !strings.Contains(r.Output, "nothing") {
 		t.Errorf("a module that is not there: %+v, %v", r, err)
 	}
-	slow, _, err := c.prepare(ctx, beamFunction{files: app, handler: "app:slow", timeout: 2})
+	slow, _, err := c.Prepare(ctx, beamclient.Function{Files: app, Handler: "app:slow", Timeout: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	if r, err := c.invoke(ctx, slow, pickleCall(60), false, nil); err != nil || r.exit != 4 || time.Since(began) > 20*time.Second {
+	if r, err := c.Invoke(ctx, slow, beamclient.PickleCall(60), false, nil); err != nil || r.Exit != 4 || time.Since(began) > 20*time.Second {
 		t.Errorf("a call over its timeout of 2 s: %+v, %v after %s", r, err, time.Since(began))
 	}
-	if _, _, err := c.prepare(ctx, beamFunction{files: app, handler: "app:square", env: []string{"GRIDBEAM_NONSENSE=1"}}); err == nil || !strings.Contains(err.Error(), "GRIDBEAM_NONSENSE") {
+	if _, _, err := c.Prepare(ctx, beamclient.Function{Files: app, Handler: "app:square", Env: []string{"GRIDBEAM_NONSENSE=1"}}); err == nil || !strings.Contains(err.Error(), "GRIDBEAM_NONSENSE") {
 		t.Errorf("an unknown wish: %v", err)
 	}
-	bad := dialBeam(t, g.ready.Beam, "gb_no")
-	if _, _, err := bad.prepare(ctx, beamFunction{files: app, handler: "app:square"}); err == nil || !strings.Contains(err.Error(), "Unauthenticated") {
+	bad := g.dial("gb_no")
+	if _, _, err := bad.Prepare(ctx, beamclient.Function{Files: app, Handler: "app:square"}); err == nil || !strings.Contains(err.Error(), "Unauthenticated") {
 		t.Errorf("a bad token: %v", err)
 	}
 }
@@ -133,7 +135,7 @@ func TestB1_AFailureIsToldToItsCallAlone(t *testing.T) {
 func TestB1_OutputComesAtOnceAndAnAbandonedCallEnds(t *testing.T) {
 	g := newBeamGrid(t, 1)
 	c := g.client()
-	stub, _, err := c.prepare(t.Context(), beamFunction{files: map[string]string{"app.py": squareApp}, handler: "app:slow"})
+	stub, _, err := c.Prepare(t.Context(), beamclient.Function{Files: map[string]string{"app.py": squareApp}, Handler: "app:slow"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +144,7 @@ func TestB1_OutputComesAtOnceAndAnAbandonedCallEnds(t *testing.T) {
 	heard := make(chan time.Time, 1)
 	ended := make(chan error, 1)
 	go func() {
-		_, err := c.invoke(ctx, stub, pickleCall(300), false, func(text string) {
+		_, err := c.Invoke(ctx, stub, beamclient.PickleCall(300), false, func(text string) {
 			if strings.Contains(text, "begins") {
 				heard <- time.Now()
 			}
@@ -160,11 +162,11 @@ func TestB1_OutputComesAtOnceAndAnAbandonedCallEnds(t *testing.T) {
 	<-ended
 	gone := time.Now()
 	for deadline := gone.Add(15 * time.Second); ; {
-		tasks, err := c.call(t.Context(), "/gateway.GatewayService/ListTasks", msg{}.num(2, 10))
+		tasks, err := c.Call(t.Context(), "/gateway.GatewayService/ListTasks", beamclient.Message{}.Num(2, 10))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(string(tasks.raw(3)), "CANCELLED") && !strings.Contains(g.gridbeam("node", "status", "--data", filepath.Join(g.dir, "node0")), "running") {
+		if strings.Contains(string(tasks.Raw(3)), "CANCELLED") && !strings.Contains(g.gridbeam("node", "status", "--data", filepath.Join(g.dir, "node0")), "running") {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -198,22 +200,22 @@ def add(x):
 def read(x):
     return int(open("./out/%d.txt" % x).read())
 `
-	f := beamFunction{files: map[string]string{"app.py": app}, handler: "app:add", volumes: map[string]string{"./numbers": "numbers", "./out": "out"}}
-	add, _, err := c.prepare(t.Context(), f)
+	f := beamclient.Function{Files: map[string]string{"app.py": app}, Handler: "app:add", Volumes: map[string]string{"./numbers": "numbers", "./out": "out"}}
+	add, _, err := c.Prepare(t.Context(), f)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := c.invoke(t.Context(), add, pickleCall(1), false, nil)
-	if n, perr := pickledInt(r.result); err != nil || perr != nil || n != 42 {
+	r, err := c.Invoke(t.Context(), add, beamclient.PickleCall(1), false, nil)
+	if n, perr := beamclient.PickledInt(r.Result); err != nil || perr != nil || n != 42 {
 		t.Fatalf("add(1): %+v, %v, %v", r, err, perr)
 	}
-	f.handler = "app:read"
-	read, _, err := c.prepare(t.Context(), f)
+	f.Handler = "app:read"
+	read, _, err := c.Prepare(t.Context(), f)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err = c.invoke(t.Context(), read, pickleCall(1), false, nil)
-	if n, perr := pickledInt(r.result); err != nil || perr != nil || n != 42 {
+	r, err = c.Invoke(t.Context(), read, beamclient.PickleCall(1), false, nil)
+	if n, perr := beamclient.PickledInt(r.Result); err != nil || perr != nil || n != 42 {
 		t.Errorf("what add wrote is read as %+v, %v, %v", r, err, perr)
 	}
 }
@@ -230,18 +232,18 @@ def once(n):
     time.sleep(n)
     return n
 `
-	stub, _, err := c.prepare(t.Context(), beamFunction{files: map[string]string{"app.py": app}, handler: "app:once", retries: 3})
+	stub, _, err := c.Prepare(t.Context(), beamclient.Function{Files: map[string]string{"app.py": app}, Handler: "app:once", Retries: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
 	heard := make(chan struct{}, 8)
 	type answer struct {
-		r   beamResult
+		r   beamclient.Result
 		err error
 	}
 	ended := make(chan answer, 1)
 	go func() {
-		r, err := c.invoke(t.Context(), stub, pickleCall(12), false, func(text string) {
+		r, err := c.Invoke(t.Context(), stub, beamclient.PickleCall(12), false, func(text string) {
 			if strings.Contains(text, "begins") {
 				heard <- struct{}{}
 			}
@@ -256,8 +258,8 @@ def once(n):
 	g.kill(g.nodes[0])
 	g.nodes[0] = g.startNode("node0")
 	a := <-ended
-	n, err := pickledInt(a.r.result)
-	if a.err != nil || err != nil || n != 12 || a.r.exit != 0 {
+	n, err := beamclient.PickledInt(a.r.Result)
+	if a.err != nil || err != nil || n != 12 || a.r.Exit != 0 {
 		t.Fatalf("%+v, %v", a, err)
 	}
 	status := g.gridbeam("job", "list")
@@ -271,12 +273,12 @@ func TestB9_TheFirstResultIsThereWithinMinutes(t *testing.T) {
 	began := time.Now()
 	g := newBeamGrid(t, 2)
 	c := g.client()
-	stub, _, err := c.prepare(t.Context(), beamFunction{files: map[string]string{"app.py": squareApp}, handler: "app:square"})
+	stub, _, err := c.Prepare(t.Context(), beamclient.Function{Files: map[string]string{"app.py": squareApp}, Handler: "app:square"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := c.invoke(t.Context(), stub, pickleCall(9), false, nil)
-	if n, perr := pickledInt(r.result); err != nil || perr != nil || n != 81 {
+	r, err := c.Invoke(t.Context(), stub, beamclient.PickleCall(9), false, nil)
+	if n, perr := beamclient.PickledInt(r.Result); err != nil || perr != nil || n != 81 {
 		t.Fatalf("square(9): %+v, %v, %v", r, err, perr)
 	}
 	if took := time.Since(began); took > 5*time.Minute {
@@ -291,22 +293,22 @@ func TestJ1_BeamsWordsForHardwareAreHeld(t *testing.T) {
 	g := newBeamGrid(t, 1)
 	c := g.client()
 	app := map[string]string{"app.py": squareApp}
-	_, warning, err := c.prepare(t.Context(), beamFunction{files: app, handler: "app:square", gpu: "H100", gpus: 1})
+	_, warning, err := c.Prepare(t.Context(), beamclient.Function{Files: app, Handler: "app:square", GPU: "H100", GPUs: 1})
 	if err != nil || !strings.Contains(warning, "H100") {
 		t.Errorf("no node has an H100, and the user is told %q, %v", warning, err)
 	}
-	if _, _, err := c.prepare(t.Context(), beamFunction{files: app, handler: "app:square", gpu: "XYZ9", gpus: 1}); err == nil || !strings.Contains(err.Error(), "XYZ9") {
+	if _, _, err := c.Prepare(t.Context(), beamclient.Function{Files: app, Handler: "app:square", GPU: "XYZ9", GPUs: 1}); err == nil || !strings.Contains(err.Error(), "XYZ9") {
 		t.Errorf("a GPU that does not exist: %v", err)
 	}
-	_, warning, err = c.prepare(t.Context(), beamFunction{files: app, handler: "app:square", env: []string{"GRIDBEAM_MIN_REPUTATION=0.99"}})
+	_, warning, err = c.Prepare(t.Context(), beamclient.Function{Files: app, Handler: "app:square", Env: []string{"GRIDBEAM_MIN_REPUTATION=0.99"}})
 	if err != nil || !strings.Contains(warning, "min_reputation") {
 		t.Errorf("no node has earned 0.99, and the user is told %q, %v", warning, err)
 	}
-	stub, _, err := c.prepare(t.Context(), beamFunction{files: app, handler: "app:square", gpu: "H100", gpus: 1, env: []string{fmt.Sprintf("GRIDBEAM_%s=%s", "DEADLINE", "5s")}})
+	stub, _, err := c.Prepare(t.Context(), beamclient.Function{Files: app, Handler: "app:square", GPU: "H100", GPUs: 1, Env: []string{fmt.Sprintf("GRIDBEAM_%s=%s", "DEADLINE", "5s")}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := c.invoke(t.Context(), stub, pickleCall(1), false, nil); err != nil || r.exit == 0 {
+	if r, err := c.Invoke(t.Context(), stub, beamclient.PickleCall(1), false, nil); err != nil || r.Exit == 0 {
 		t.Errorf("a call that no node may take: %+v, %v", r, err)
 	}
 }
@@ -333,25 +335,25 @@ def evil(n):
     return Trap()
 `
 	files := map[string]string{"app.py": app}
-	echo, _, err := c.prepare(t.Context(), beamFunction{files: files, handler: "app:echo"})
+	echo, _, err := c.Prepare(t.Context(), beamclient.Function{Files: files, Handler: "app:echo"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := strings.Repeat("0123456789abcdef", 5<<20/16)
-	r, err := c.invoke(t.Context(), echo, pickleText(text), false, nil)
-	if err != nil || r.exit != 0 || !strings.Contains(string(r.result), text) {
-		t.Errorf("5 MiB there and back: exit %d, %d bytes, %v\n%.200s", r.exit, len(r.result), err, r.output)
+	r, err := c.Invoke(t.Context(), echo, beamclient.PickleText(text), false, nil)
+	if err != nil || r.Exit != 0 || !strings.Contains(string(r.Result), text) {
+		t.Errorf("5 MiB there and back: exit %d, %d bytes, %v\n%.200s", r.Exit, len(r.Result), err, r.Output)
 	}
 	for handler, want := range map[string]string{"app:huge": "volume", "app:evil": "system"} {
-		stub, _, err := c.prepare(t.Context(), beamFunction{files: files, handler: handler})
+		stub, _, err := c.Prepare(t.Context(), beamclient.Function{Files: files, Handler: handler})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r, err := c.invoke(t.Context(), stub, pickleCall(1), false, nil); err != nil || r.exit != 1 || len(r.result) > 0 || !strings.Contains(r.output, want) {
-			t.Errorf("%s: exit %d, %d bytes of result, %v\n%.500s", handler, r.exit, len(r.result), err, r.output)
+		if r, err := c.Invoke(t.Context(), stub, beamclient.PickleCall(1), false, nil); err != nil || r.Exit != 1 || len(r.Result) > 0 || !strings.Contains(r.Output, want) {
+			t.Errorf("%s: exit %d, %d bytes of result, %v\n%.500s", handler, r.Exit, len(r.Result), err, r.Output)
 		}
 	}
-	double, _, err := c.prepare(t.Context(), beamFunction{files: files, handler: "app:double", retries: 3})
+	double, _, err := c.Prepare(t.Context(), beamclient.Function{Files: files, Handler: "app:double", Retries: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -360,8 +362,8 @@ def evil(n):
 	began := time.Now()
 	for i := range calls {
 		wg.Go(func() {
-			r, err := c.invoke(t.Context(), double, pickleCall(i), false, nil)
-			if n, perr := pickledInt(r.result); err != nil || perr != nil || n != 2*i {
+			r, err := c.Invoke(t.Context(), double, beamclient.PickleCall(i), false, nil)
+			if n, perr := beamclient.PickledInt(r.Result); err != nil || perr != nil || n != 2*i {
 				t.Errorf("double(%d): %+v, %v, %v", i, r, err, perr)
 			}
 		})
@@ -374,7 +376,7 @@ def evil(n):
 func TestB1_AHeadlessCallOutlivesTheBridge(t *testing.T) {
 	g := newBeamGrid(t, 1)
 	c := g.client()
-	stub, _, err := c.prepare(t.Context(), beamFunction{files: map[string]string{"app.py": squareApp}, handler: "app:slow", retries: 3})
+	stub, _, err := c.Prepare(t.Context(), beamclient.Function{Files: map[string]string{"app.py": squareApp}, Handler: "app:slow", Retries: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -382,7 +384,7 @@ func TestB1_AHeadlessCallOutlivesTheBridge(t *testing.T) {
 	heard := make(chan struct{}, 1)
 	ended := make(chan error, 1)
 	go func() {
-		_, err := c.invoke(ctx, stub, pickleCall(15), true, func(text string) {
+		_, err := c.Invoke(ctx, stub, beamclient.PickleCall(15), true, func(text string) {
 			if strings.Contains(text, "begins") {
 				heard <- struct{}{}
 			}
@@ -400,15 +402,15 @@ func TestB1_AHeadlessCallOutlivesTheBridge(t *testing.T) {
 	g.startBridge()
 	c = g.client()
 	for end := time.Now().Add(2 * time.Minute); ; {
-		tasks, err := c.call(t.Context(), "/gateway.GatewayService/ListTasks", msg{}.num(2, 10))
+		tasks, err := c.Call(t.Context(), "/gateway.GatewayService/ListTasks", beamclient.Message{}.Num(2, 10))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(string(tasks.raw(3)), "COMPLETE") {
+		if strings.Contains(string(tasks.Raw(3)), "COMPLETE") {
 			break
 		}
 		if time.Now().After(end) {
-			t.Fatalf("two minutes after the bridge came back: %q", tasks.raw(3))
+			t.Fatalf("two minutes after the bridge came back: %q", tasks.Raw(3))
 		}
 		<-time.After(200 * time.Millisecond)
 	}

@@ -68,6 +68,8 @@ var measures = []measure{
 	{[]string{"node.ready_ms"}, measureReady},
 	{[]string{"node.rss_mib", "node.idle_cpu_pct"}, measureIdle},
 	{[]string{"exec.wasm_warm_ms"}, measureExec},
+	{[]string{"beam.remote_p50_ms", "beam.map_per_s"}, measureBeam},
+	{[]string{"exec.sandbox_warm_ms"}, measureSandbox},
 }
 
 // budget is how long everything may take.

@@ -32,6 +32,8 @@ type grid struct {
 	pprof  string
 	nodes  []*worker
 	client *client.Client
+	beam   string // the address of Beam's gateway
+	token  string
 	module string // CID of the module of the row
 }
 
@@ -103,10 +105,11 @@ func (g *grid) startBridge(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	var ready struct{}
+	var ready struct{ Beam string }
 	if _, err := g.bridge.awaitReady(ctx, &ready); err != nil {
 		return err
 	}
+	g.beam = ready.Beam
 	var settings struct{ API, Token string }
 	b, err := os.ReadFile(filepath.Join(g.config(), "client.json"))
 	if err != nil {
@@ -118,6 +121,7 @@ func (g *grid) startBridge(ctx context.Context) (err error) {
 	if g.client != nil {
 		g.client.Close()
 	}
+	g.token = settings.Token
 	g.client, err = client.New(client.DefaultConfig(settings.API, settings.Token))
 	return err
 }
@@ -129,7 +133,7 @@ func (g *grid) startNode(ctx context.Context, w *worker) error {
 		return err
 	}
 	w.pprof = port
-	w.child, err = spawn(w.name, g.dir, g.b.exe, "node", "run", "--data", g.data(w), "--local", "--price", "0", "--drain", "0s", "--pprof", "127.0.0.1:"+port, "--mdns=false",
+	w.child, err = spawn(w.name, g.dir, g.b.exe, "node", "run", "--data", g.data(w), "--local", "--price", "0", "--min-isolation", "shared", "--drain", "0s", "--pprof", "127.0.0.1:"+port, "--mdns=false",
 		"--config-dir", g.config(), "--log-level", "warn", "--output", "json")
 	if err != nil {
 		return err

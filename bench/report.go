@@ -41,6 +41,9 @@ var rows = []row{
 	{"node.rss_mib", "MiB", "bare libp2p host with the same protocols", 60, false},
 	{"node.idle_cpu_pct", "% of a core", "bare libp2p host with the same protocols", 0.5, false},
 	{"exec.wasm_warm_ms", "ms", "wazero alone", 0.5, false},
+	{"beam.remote_p50_ms", "ms", "a fresh sandboxed Python", 15, false},
+	{"beam.map_per_s", "inputs/s", "", 500, true},
+	{"exec.sandbox_warm_ms", "ms", "a bare Python on a pipe", 3, false},
 }
 
 // result is a measured row, in the form of latest.json.
