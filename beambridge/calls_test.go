@@ -350,3 +350,27 @@ func TestCallOfAFunctionThatCannotBeIsRefused(t *testing.T) {
 		}
 	})
 }
+
+func TestChunkWithoutOutcomesDoesNotCount(t *testing.T) {
+	onStage(t, func(s *stage) {
+		liar, honest := s.own(1), s.own(1)
+		liar.act = func(l protocol.Lease) deed {
+			return deed{after: 10 * time.Millisecond, reason: protocol.ReasonDone, files: []volumes.File{{Path: strconv.FormatUint(l.Chunk.First, 10) + "/" + protocol.ResultFile, Data: []byte("forged")}}}
+		}
+		s.enter(liar)
+		spec := s.funcJob()
+		done := make(chan called, 1)
+		go func() { done <- s.call(s.Context(), orderOf("one", spec)) }()
+		<-time.After(5 * time.Second)
+		select {
+		case c := <-done:
+			s.Fatalf("a result without an outcome was taken: %q, %+v", c.result, c.end)
+		default:
+		}
+		honest.act = calls(10*time.Millisecond, nil)
+		s.enter(honest)
+		if c := <-done; c.err != nil || c.result != "result of one" {
+			s.Errorf("then %q, %v", c.result, c.err)
+		}
+	})
+}

@@ -312,3 +312,25 @@ func TestOutputsAreBounded(t *testing.T) {
 	task.Limits.OutputBytes = 1 << 20
 	want(t, b, task, protocol.ReasonOutputTooLarge)
 }
+
+// Landlock stands behind the namespaces: what only it forbids shows that it is there.
+func TestLandlockIsThereBehindTheNamespaces(t *testing.T) {
+	if abi := landlockABI(); abi < 4 {
+		t.Skipf("Landlock of this kernel has ABI %d; its rules for TCP, which show that it is on, come with 4 (Linux 6.7)", abi)
+	}
+	b := newBackend(t, nil)
+	task := job(t, `
+import socket
+def f(x):
+    s = socket.socket()
+    try:
+        s.bind(("127.0.0.1", 0))
+        return "bound"
+    except PermissionError:
+        return "denied"
+`, []any{1})
+	want(t, b, task, protocol.ReasonDone)
+	if o, result := outcomeOf(t, task, 0); result != "\"denied\"" {
+		t.Errorf("listening on its own loopback: %s (%+v)", result, o)
+	}
+}
