@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -197,21 +199,48 @@ func (s *Server) getURL(ctx context.Context, who Principal, req *beamwire.GetURL
 	return &beamwire.GetURLResponse{Ok: true, Url: base + "/" + kind + "/id/" + stub.ID}, nil
 }
 
-func values(m map[string]*beamwire.StringList, keys ...string) (out []string) {
-	for _, k := range keys {
-		for _, v := range m[k].GetValues() {
-			out = append(out, strings.Split(v, ",")...)
+// choices reads the filters of a list, each under one of its known names: Beam's clients write stub-id, stub_id and
+// stub-ids for the same. One that is not known is a *Refusal: to pass over it would answer with what nobody asked for.
+func choices(m map[string]*beamwire.StringList, known ...string) (map[string][]string, error) {
+	out := make(map[string][]string, len(m))
+	for key, list := range m {
+		name := strings.ReplaceAll(key, "_", "-")
+		if !slices.Contains(known, name) {
+			name = strings.TrimSuffix(name, "s")
+		}
+		if !slices.Contains(known, name) {
+			return nil, refuse("filter %.64q is not known; there are %s", key, strings.Join(known, ", "))
+		}
+		for _, v := range list.GetValues() {
+			for part := range strings.SplitSeq(v, ",") {
+				if part = strings.TrimSpace(part); part != "" {
+					out[name] = append(out[name], part)
+				}
+			}
 		}
 	}
-	return out
+	return out, nil
+}
+
+// truth reads a yes or no as Beam's clients write it.
+func truth(v string) (bool, error) {
+	switch strings.ToLower(v) {
+	case "true", "yes", "y", "t", "1":
+		return true, nil
+	case "false", "no", "n", "f", "0":
+		return false, nil
+	}
+	return false, refuse("active %.32q is neither true nor false", v)
 }
 
 func (s *Server) listTasks(ctx context.Context, who Principal, req *beamwire.ListTasksRequest) (*beamwire.ListTasksResponse, error) {
-	f := TaskFilter{
-		IDs: values(req.GetFilters(), "id", "task-id"), StubIDs: values(req.GetFilters(), "stub-id"), StubNames: values(req.GetFilters(), "stub-name"),
-		Nodes: values(req.GetFilters(), "container-id"), Limit: limitOf(req.GetLimit()),
+	by, err := choices(req.GetFilters(), "status", "id", "task-id", "stub-id", "stub-name", "container-id")
+	if err != nil {
+		text, err := s.said(err, "the filter")
+		return &beamwire.ListTasksResponse{ErrMsg: text}, err
 	}
-	for _, v := range values(req.GetFilters(), "status") {
+	f := TaskFilter{IDs: append(by["id"], by["task-id"]...), StubIDs: by["stub-id"], StubNames: by["stub-name"], Nodes: by["container-id"], Limit: limitOf(req.GetLimit())}
+	for _, v := range by["status"] {
 		f.Statuses = append(f.Statuses, Status(strings.ToUpper(v)))
 	}
 	tasks, total, err := s.bridge.Calls.Tasks(ctx, who, f)
@@ -256,13 +285,10 @@ func (s *Server) stopTasks(ctx context.Context, who Principal, req *beamwire.Sto
 }
 
 func (s *Server) listDeployments(ctx context.Context, who Principal, req *beamwire.ListDeploymentsRequest) (*beamwire.ListDeploymentsResponse, error) {
-	f := DeploymentFilter{
-		Types: values(req.GetFilters(), "stub-type"), Names: values(req.GetFilters(), "name"), StubIDs: values(req.GetFilters(), "stub-id"),
-		Apps: values(req.GetFilters(), "app-id"), Limit: limitOf(req.GetLimit()),
-	}
-	if v := values(req.GetFilters(), "active"); len(v) > 0 {
-		active := v[0] == "true"
-		f.Active = &active
+	f, versions, err := deploymentFilter(req)
+	if err != nil {
+		text, err := s.said(err, "the filter")
+		return &beamwire.ListDeploymentsResponse{ErrMsg: text}, err
 	}
 	all, err := s.bridge.Stubs.Deployments(ctx, who, f)
 	if err != nil {
@@ -271,12 +297,35 @@ func (s *Server) listDeployments(ctx context.Context, who Principal, req *beamwi
 	out := &beamwire.ListDeploymentsResponse{Ok: true}
 	for i := range all {
 		d := &all[i]
+		if len(versions) > 0 && !slices.Contains(versions, strconv.FormatUint(uint64(d.Version), 10)) || len(out.GetDeployments()) == limitOf(req.GetLimit()) {
+			continue
+		}
 		out.Deployments = append(out.Deployments, &beamwire.Deployment{
 			Id: d.ID, Name: d.Name, Active: d.Active, StubId: d.StubID, StubType: d.StubType, StubName: d.StubName, Version: d.Version, WorkspaceId: who.Workspace,
 			WorkspaceName: who.Workspace, CreatedAt: stamp(d.Created), UpdatedAt: stamp(d.Updated), AppId: d.App,
 		})
 	}
 	return out, nil
+}
+
+// deploymentFilter reads what deployments are asked for; versions are chosen from what the bridge answers.
+func deploymentFilter(req *beamwire.ListDeploymentsRequest) (f DeploymentFilter, versions []string, err error) {
+	by, err := choices(req.GetFilters(), "active", "name", "version", "stub-type", "stub-id", "app-id")
+	if err != nil {
+		return f, nil, err
+	}
+	f = DeploymentFilter{Types: by["stub-type"], Names: by["name"], StubIDs: by["stub-id"], Apps: by["app-id"], Limit: limitOf(req.GetLimit())}
+	if len(by["version"]) > 0 {
+		f.Limit = maxListed
+	}
+	if v := by["active"]; len(v) > 0 {
+		active, err := truth(v[0])
+		if err != nil {
+			return f, nil, err
+		}
+		f.Active = &active
+	}
+	return f, by["version"], nil
 }
 
 func (s *Server) stopDeployment(ctx context.Context, who Principal, req *beamwire.StopDeploymentRequest) (*beamwire.StopDeploymentResponse, error) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"unicode/utf8"
 
 	"connectrpc.com/connect"
 
@@ -35,7 +37,7 @@ func (s *Server) functionInvoke(ctx context.Context, r *connect.Request[beamwire
 		return last("", 1, "gridbeam: the function is not known here; run the program again\n")
 	}
 	if err != nil {
-		return s.failure(err)
+		return s.unserved(last, err)
 	}
 	call, err := s.bridge.Calls.Invoke(ctx, who, Call{StubID: stub.ID, Args: req.GetArgs(), Encoding: protocol.EncodingPickle, Headless: req.GetHeadless()})
 	var refusal *Refusal
@@ -45,7 +47,7 @@ func (s *Server) functionInvoke(ctx context.Context, r *connect.Request[beamwire
 	case errors.Is(err, ErrBusy):
 		return last("", 1, "gridbeam: too many calls wait already; try again when some have ended\n")
 	case err != nil:
-		return s.failure(err)
+		return s.unserved(last, err)
 	}
 	defer call.Abandon() // does nothing after the last event
 	task := call.TaskID()
@@ -61,10 +63,17 @@ func (s *Server) functionInvoke(ctx context.Context, r *connect.Request[beamwire
 			}
 			return s.failure(err)
 		}
-		frame := &beamwire.FunctionInvokeResponse{TaskId: task, Output: e.Output, Done: e.Done, ExitCode: e.Exit}
+		rest, err := sendOutput(out, task, e.Output)
+		if err != nil {
+			return err
+		}
+		if rest == "" && !e.Done {
+			continue
+		}
+		frame := &beamwire.FunctionInvokeResponse{TaskId: task, Output: rest, Done: e.Done, ExitCode: e.Exit}
 		if e.Done && e.Exit == 0 {
 			if text := s.judgeResult(&stub, &e); text != "" {
-				frame.ExitCode, frame.Output = 1, e.Output+text
+				frame.ExitCode, frame.Output = 1, rest+text
 			} else {
 				frame.Result = e.Result
 			}
@@ -73,6 +82,37 @@ func (s *Server) functionInvoke(ctx context.Context, r *connect.Request[beamwire
 			return err
 		}
 	}
+}
+
+// unserved ends a call that the bridge did not take: by a status only where no other call would fare better, since that
+// ends the whole of a client's map.
+func (s *Server) unserved(last func(task string, exit int32, text string) error, err error) error {
+	no := s.failure(err)
+	switch no.Code() {
+	case connect.CodeUnavailable, connect.CodeCanceled, connect.CodeDeadlineExceeded:
+		return no
+	}
+	return last("", 1, "gridbeam: "+no.Message()+"\n")
+}
+
+// maxOutput bounds the text of one frame: with the largest result it still is a message that the SDK takes.
+const maxOutput = 256 << 10
+
+// sendOutput sends what is beyond the text of one frame and returns the rest. A function may print what is no UTF-8, which
+// a message must not carry.
+func sendOutput(out *connect.ServerStream[beamwire.FunctionInvokeResponse], task, text string) (string, error) {
+	text = strings.ToValidUTF8(text, "\uFFFD")
+	for len(text) > maxOutput {
+		n := maxOutput
+		for !utf8.RuneStart(text[n]) {
+			n--
+		}
+		if err := out.Send(&beamwire.FunctionInvokeResponse{TaskId: task, Output: text[:n]}); err != nil {
+			return "", err
+		}
+		text = text[n:]
+	}
+	return text, nil
 }
 
 // judgeResult says why a result must not go to its client, which would unpickle it; empty for a good one.

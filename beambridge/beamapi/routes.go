@@ -110,6 +110,8 @@ func (s *Server) routes() {
 		}
 		return s.buildImage(ctx, who, r.Msg, out.Send)
 	}))
+	s.mux.HandleFunc("POST /api/v1/gateway/images/build", s.restBuild)
+	s.mux.HandleFunc("/api/v1/gateway/", s.notOffered)
 	const health = "/grpc.health.v1.Health/Check"
 	s.mux.Handle(health, connect.NewUnaryHandler(health, func(context.Context, *connect.Request[beamwire.HealthCheckRequest]) (*connect.Response[beamwire.HealthCheckResponse], error) {
 		status := beamwire.HealthCheckResponse_SERVING
@@ -120,6 +122,33 @@ func (s *Server) routes() {
 	}))
 	s.restRoutes()
 	s.mux.HandleFunc("/", s.unknown)
+}
+
+// restBuild answers in lines of {"result": …}, as a stream is written in JSON.
+func (s *Server) restBuild(w http.ResponseWriter, r *http.Request) {
+	who, no := s.authenticate(r.Context(), r.Header, r.RemoteAddr, "", RoleFull)
+	if no != nil {
+		writeError(w, no)
+		return
+	}
+	req := &beamwire.BuildImageRequest{}
+	if err := readJSON(r, req); err != nil {
+		writeError(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = s.buildImage(r.Context(), who, req, func(m *beamwire.BuildImageResponse) error {
+		raw, err := protojson.MarshalOptions{EmitUnpopulated: true}.Marshal(m)
+		if err == nil {
+			_, err = w.Write(append(append([]byte(`{"result":`), raw...), "}\n"...))
+		}
+		return err // who asked may be gone
+	})
+}
+
+// notOffered answers Beam's JSON paths that are not served.
+func (s *Server) notOffered(w http.ResponseWriter, r *http.Request) {
+	writeError(w, connect.NewError(connect.CodeUnimplemented, errors.New("gridbeam does not offer "+r.Method+" "+clip(strings.Map(printable, r.URL.Path), 200)+" yet")))
 }
 
 // unknown answers what is not served: gRPC clients are told the method's name.

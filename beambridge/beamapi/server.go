@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -65,8 +66,9 @@ type Server struct {
 	mux    *http.ServeMux
 	secret [32]byte // signs the addresses of uploads
 
-	mu   sync.Mutex
-	bads map[netip.Prefix]*failures
+	mu    sync.Mutex
+	bads  map[netip.Prefix]*failures
+	goods map[[sha256.Size]byte]time.Time // tokens that were good lately, by hash
 }
 
 // failures counts the bad tokens of an address in the minute since.
@@ -85,7 +87,7 @@ func New(cfg Config, bridge Bridge, log *slog.Logger) (*Server, error) {
 			return nil, fmt.Errorf("%w: %s is missing", ErrConfig, name)
 		}
 	}
-	s := &Server{cfg: cfg, bridge: bridge, log: log, mux: http.NewServeMux(), bads: map[netip.Prefix]*failures{}}
+	s := &Server{cfg: cfg, bridge: bridge, log: log, mux: http.NewServeMux(), bads: map[netip.Prefix]*failures{}, goods: map[[sha256.Size]byte]time.Time{}}
 	_, _ = rand.Read(s.secret[:]) // never fails
 	s.routes()
 	return s, nil
@@ -123,15 +125,34 @@ func origin(remote string) netip.Prefix {
 	return p
 }
 
-// maxBads bounds the addresses that are remembered.
-const maxBads = 10_000
+const (
+	// maxBads bounds the addresses that are remembered, and the tokens.
+	maxBads = 10_000
+	// goodFor is how long a good token is looked at although its address is barred.
+	goodFor = 10 * time.Minute
+)
 
-// barred says that an address has shown too many bad tokens within a minute.
-func (s *Server) barred(from netip.Prefix) bool {
+// barred says that an address has shown too many bad tokens within a minute. A token that was good lately is looked at all
+// the same, so that nobody on the same address locks its owner out.
+func (s *Server) barred(from netip.Prefix, token [sha256.Size]byte) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := s.bads[from]
-	return f != nil && s.cfg.Now().Sub(f.since) < time.Minute && f.count > s.cfg.BadTokens
+	f, now := s.bads[from], s.cfg.Now()
+	if f == nil || now.Sub(f.since) >= time.Minute || f.count <= s.cfg.BadTokens {
+		return false
+	}
+	at, ok := s.goods[token]
+	return !ok || now.Sub(at) >= goodFor
+}
+
+// noteGood remembers a good token by its hash.
+func (s *Server) noteGood(token [sha256.Size]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.goods) >= maxBads {
+		clear(s.goods)
+	}
+	s.goods[token] = s.cfg.Now()
 }
 
 func (s *Server) noteBad(from netip.Prefix) {
@@ -152,12 +173,13 @@ func (s *Server) noteBad(from netip.Prefix) {
 // authenticate finds out who calls; query says that the token may stand in the address.
 func (s *Server) authenticate(ctx context.Context, h http.Header, remote, query string, least Role) (Principal, *connect.Error) {
 	from := origin(remote)
-	if s.barred(from) {
-		return Principal{}, connect.NewError(connect.CodeResourceExhausted, errors.New("too many bad tokens from this address; wait a minute"))
-	}
 	token, ok := strings.CutPrefix(h.Get("Authorization"), "Bearer ")
 	if !ok {
 		token = query
+	}
+	hash := sha256.Sum256([]byte(token))
+	if s.barred(from, hash) {
+		return Principal{}, connect.NewError(connect.CodeResourceExhausted, errors.New("too many bad tokens from this address; wait a minute"))
 	}
 	if token == "" {
 		return Principal{}, connect.NewError(connect.CodeUnauthenticated, errors.New("no token: set BETA9_TOKEN to one that `gridbeam bridge token create` makes"))
@@ -169,6 +191,11 @@ func (s *Server) authenticate(ctx context.Context, h http.Header, remote, query 
 		return Principal{}, connect.NewError(connect.CodeUnauthenticated, errors.New("the token is not known here; `gridbeam bridge token create` makes one"))
 	case err != nil:
 		return Principal{}, s.failure(err)
+	}
+	s.noteGood(hash)
+	switch {
+	case who.Role == RoleTask:
+		return Principal{}, connect.NewError(connect.CodePermissionDenied, errors.New("this token is one task's own: it reports that task and does nothing else"))
 	case least == RoleFull && who.Role != RoleFull:
 		return Principal{}, connect.NewError(connect.CodePermissionDenied, errors.New("this token may call and read, not change what is there"))
 	}

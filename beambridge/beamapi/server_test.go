@@ -40,6 +40,8 @@ func (f *fakeBridge) Authenticate(_ context.Context, token string) (Principal, e
 		return Principal{Workspace: "ws", Role: RoleFull}, nil
 	case "invoke":
 		return Principal{Workspace: "ws", Role: RoleInvoke}, nil
+	case "task":
+		return Principal{Workspace: "ws", Role: RoleTask}, nil
 	case "other":
 		return Principal{Workspace: "other", Role: RoleFull}, nil
 	}
@@ -109,6 +111,16 @@ func (f *fakeBridge) DeleteDeployment(ctx context.Context, who Principal, id str
 func (f *fakeBridge) Invoke(_ context.Context, _ Principal, c Call) (Running, error) {
 	if strings.Contains(string(c.Args), "busy") {
 		return nil, ErrBusy
+	}
+	switch string(c.Args) {
+	case "ill":
+		return nil, errors.New("a secret of the inside")
+	case "binary":
+		return &fakeRunning{f: f, events: []Event{{Output: "\xff\u00e9"[:2]}, {Output: "\x80\n"}, {Done: true, Result: c.Args, Encoding: c.Encoding}}}, nil
+	case "talk":
+		return &fakeRunning{f: f, events: []Event{{Done: true, Output: strings.Repeat("\u00e9", 1<<20), Result: c.Args, Encoding: c.Encoding}}}, nil
+	case "vast":
+		return &fakeRunning{f: f, events: []Event{{Done: true, Result: make([]byte, maxResult+1), Encoding: c.Encoding}}}, nil
 	}
 	return &fakeRunning{f: f, events: f.answer(c)}, nil
 }
@@ -250,6 +262,10 @@ func TestCallHasItsIDFirstAndOneLastFrame(t *testing.T) {
 		{"fine", 0, "one\ntwo\n", "fine"},
 		{"evil", 1, "one\ntwo\ngridbeam: evil is refused\n", ""},
 		{"busy", 1, "gridbeam: too many calls wait already; try again when some have ended\n", ""},
+		{"ill", 1, "gridbeam: the bridge failed; its log says why\n", ""},
+		{"binary", 0, "\uFFFD\uFFFD\n", "binary"},
+		{"talk", 0, strings.Repeat("\u00e9", 1<<20), "talk"},
+		{"vast", 1, "gridbeam: the result has", ""},
 		{strings.Repeat("x", maxArgs+1), 1, "gridbeam: the arguments have", ""},
 	} {
 		frames, err := invokeAll(t, c, "invoke", &beamwire.FunctionInvokeRequest{StubId: reply.GetStubId(), Args: []byte(x.args)})
@@ -320,7 +336,7 @@ func TestWhoMayWhat(t *testing.T) {
 	_, addr := serve(t)
 	c := dial(t, addr)
 	const method = "/gateway.GatewayService/GetOrCreateStub"
-	for token, want := range map[string]codes.Code{"full": codes.OK, "invoke": codes.PermissionDenied, "none": codes.Unauthenticated} {
+	for token, want := range map[string]codes.Code{"full": codes.OK, "invoke": codes.PermissionDenied, "task": codes.PermissionDenied, "none": codes.Unauthenticated} {
 		if err := c.Invoke(as(t, token), method, stubRequest(), &beamwire.GetOrCreateStubResponse{}); status.Code(err) != want {
 			t.Errorf("%s: %v, want %s", token, err, want)
 		}
@@ -331,8 +347,11 @@ func TestWhoMayWhat(t *testing.T) {
 	for range 20 {
 		_ = c.Invoke(as(t, "none"), method, stubRequest(), &beamwire.GetOrCreateStubResponse{})
 	}
-	if err := c.Invoke(as(t, "full"), method, stubRequest(), &beamwire.GetOrCreateStubResponse{}); status.Code(err) != codes.ResourceExhausted {
-		t.Errorf("after many bad tokens from this address: %v", err)
+	if err := c.Invoke(as(t, "other"), method, stubRequest(), &beamwire.GetOrCreateStubResponse{}); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a token that is new here, after many bad ones from its address: %v", err)
+	}
+	if err := c.Invoke(as(t, "full"), method, stubRequest(), &beamwire.GetOrCreateStubResponse{}); err != nil {
+		t.Errorf("a token that was good lately is locked out: %v", err)
 	}
 }
 
@@ -422,6 +441,11 @@ func TestJSONSpeaksBothCasingsAndAnswersWithZeros(t *testing.T) {
 		{"POST", "/api/v1/gateway/deployments/d/stop", "full", `{}`, 200, []string{`"ok":true`}},
 		{"POST", "/function/square", "full", `{}`, 400, nil},
 		{"GET", "/nowhere", "full", "", 404, nil},
+		{"POST", "/api/v1/gateway/images/build", "full", `{}`, 200, []string{`{"result":{`, `"success":true`, `"done":true`}},
+		{"POST", "/api/v1/gateway/images/build", "full", `{"python_packages":["numpy"]}`, 200, []string{`"success":false`, "python_packages"}},
+		{"POST", "/api/v1/gateway/pods", "full", `{}`, 501, []string{`"code":12`, "pods"}},
+		{"PATCH", "/api/v1/gateway/pods/p/ttl", "full", `{}`, 501, []string{`"code":12`}},
+		{"GET", "/api/v1/gateway/deployments", "full", "", 200, []string{`"name":"square"`, `"errMsg":""`}},
 	} {
 		code, body := ask(t, x.method, base+x.path, x.token, x.body)
 		if code != x.code {

@@ -3,7 +3,6 @@ package beamapi
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -246,7 +245,7 @@ func bothPlaces(a, b []string) ([]string, error) {
 			q, errQ := protocol.ParsePlace(y)
 			switch {
 			case errP != nil || errQ != nil:
-				return nil, fmt.Errorf("places: %w", errors.Join(errP, errQ))
+				return nil, refuse("regions: %v", errors.Join(errP, errQ))
 			case lies(p, q):
 				both = append(both, x)
 			case lies(q, p):
