@@ -591,6 +591,5 @@ func (f beamFace) Volumes(ctx context.Context, who beamapi.Principal) ([]beamapi
 
 // tokenID tells tokens of a user apart without telling them.
 func tokenID(token string) string {
-	sum := sha256.Sum256([]byte(token))
-	return fmt.Sprintf("%x", sum[:6])
+	return tokenName(sha256.Sum256([]byte(token)))
 }

@@ -60,7 +60,7 @@ type Bridge struct {
 	calling  sync.Map // protocol.JobID of every job in memory whose inputs are calls
 	wrote    wrote
 	stubs    sync.Map     // string to *stubOf
-	beamAt   atomic.Value // string: where Beam\'s gateway listens
+	beamAt   atomic.Value // string: where Beam's gateway listens
 	merging  sync.Mutex   // volumes are changed one call after the other
 
 	mu      sync.Mutex
@@ -360,9 +360,7 @@ func (b *Bridge) ready(made bool, lns faces, restored int) {
 	if lns.api != nil {
 		s.API = lns.api.Addr().String()
 	}
-	if lns.beam != nil {
-		s.Beam = lns.beam.Addr().String()
-	}
+	s.Beam, s.TLS = b.beamAddr(), lns.pin
 	b.log.Info("bridge is ready", "peer", b.self, "api", s.API, "beam", s.Beam, "network", b.network.Name, "jobs", restored)
 	if b.cfg.Ready != nil {
 		b.cfg.Ready(s)

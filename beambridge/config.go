@@ -49,6 +49,11 @@ type Config struct {
 	// BeamListen is a second TCP address for the same, which Beam's clients take for their gRPC gateway. Default
 	// 127.0.0.1:1993 (RNP-005); empty serves none. Either address speaks everything.
 	BeamListen string
+	// TLSCert and TLSKey are PEM files of a certificate chain and its key, read at each start: both addresses speak
+	// TLS 1.3 then, and may be other than loopback (trust.md 4). Default none; one without the other is refused.
+	TLSCert string
+	// TLSKey is the key of TLSCert.
+	TLSKey string
 	// APIRate is requests per second of a principal, waits and streams apart. Default 50 (trust.md 4); 0 has no
 	// bound, for benchmarks.
 	APIRate float64
@@ -89,6 +94,8 @@ type Started struct {
 	API string
 	// Beam is the address of Beam's gateway, host:port, empty when there is none.
 	Beam string
+	// TLS is the SHA-256 of the certificate that both show, in hex; empty when they speak in clear.
+	TLS string
 	// Invitation is the text that lets nodes join its network.
 	Invitation string
 	// NetworkFile is the path of the network file; NetworkMade says that this start made it.
@@ -136,6 +143,11 @@ func (c *Config) Validate() error {
 		return bad("Drain", "is %s, want 0..1 h", c.Drain)
 	case c.Clock == nil:
 		return bad("Clock", "is nil")
+	}
+	for _, f := range []struct{ field, path, other string }{{"TLSCert", c.TLSCert, c.TLSKey}, {"TLSKey", c.TLSKey, c.TLSCert}} {
+		if f.path == "" && f.other != "" || f.path != "" && !filepath.IsAbs(f.path) {
+			return bad(f.field, "is %q, want the absolute path of a PEM file: a certificate and its key go together", f.path)
+		}
 	}
 	for _, l := range []struct{ field, addr, like string }{{"APIListen", c.APIListen, "127.0.0.1:1994"}, {"BeamListen", c.BeamListen, "127.0.0.1:1993"}} {
 		if _, _, err := net.SplitHostPort(l.addr); l.addr != "" && err != nil {

@@ -2,6 +2,9 @@ package beambridge
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -18,9 +21,21 @@ import (
 )
 
 // faces are the sockets that people's programs connect to; nil for none. Each speaks everything.
-type faces struct{ api, beam net.Listener }
+type faces struct {
+	api, beam net.Listener
+	tls       *tls.Config // nil is plain
+	pin       string      // SHA-256 of the certificate, in hex
+}
 
 func (b *Bridge) listenAPI(ctx context.Context) (l faces, err error) {
+	if b.cfg.TLSCert != "" {
+		cert, err := tls.LoadX509KeyPair(b.cfg.TLSCert, b.cfg.TLSKey)
+		if err != nil {
+			return l, fmt.Errorf("%w: TLSCert %s and TLSKey %s are no certificate with its key: %w", ErrConfig, b.cfg.TLSCert, b.cfg.TLSKey, err)
+		}
+		sum := sha256.Sum256(cert.Certificate[0])
+		l.tls, l.pin = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, hex.EncodeToString(sum[:])
+	}
 	for _, f := range []struct {
 		what, addr string
 		to         *net.Listener
@@ -34,6 +49,9 @@ func (b *Bridge) listenAPI(ctx context.Context) (l faces, err error) {
 			}
 			return faces{}, fmt.Errorf("%w: %s cannot listen on %s: %w; another bridge may be running, or give another address with --api and --beam", p2p.ErrListen, f.what, f.addr, err)
 		}
+	}
+	if l.beam != nil {
+		b.beamAt.Store(l.beam.Addr().String())
 	}
 	return l, nil
 }
@@ -52,9 +70,6 @@ func (b *Bridge) serveAPI(ctx context.Context, l faces) error {
 		<-ctx.Done()
 		return nil
 	}
-	if l.beam != nil {
-		b.beamAt.Store(l.beam.Addr().String())
-	}
 	srv, mux, err := b.handlers(ctx)
 	if err != nil {
 		for _, ln := range []net.Listener{l.api, l.beam} {
@@ -67,7 +82,7 @@ func (b *Bridge) serveAPI(ctx context.Context, l faces) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for _, ln := range []net.Listener{l.api, l.beam} {
 		if ln != nil {
-			g.Go(func() error { return srv.Serve(gctx, ln, mux, nil) })
+			g.Go(func() error { return srv.Serve(gctx, ln, mux, l.tls) })
 		}
 	}
 	return g.Wait()

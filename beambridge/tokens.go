@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,38 +46,43 @@ type newToken struct {
 // userName is what a user may be called: accounts and volumes are kept under it.
 var userName = regexp.MustCompile(`^[A-Za-z0-9._+-]{1,128}$`)
 
-// CreateToken makes a bearer token of a bridge's API for a user, and returns its text, which is kept nowhere.
-// It works on the bridge's data directory, whether the bridge runs or not.
-func CreateToken(data, user, name string, scopes []api.Scope, now time.Time) (string, error) {
-	if !userName.MatchString(user) {
-		return "", fmt.Errorf("%w: user %.80q; use letters, digits and . _ @ : + -", ErrConfig, user)
+const userHelp = "use letters, digits and . _ + -"
+
+// CreateToken makes a bearer token of a bridge's API beside the bridge, for whoever may write its data directory:
+// the bridge takes it over at its first use, and need not run now. The answer holds the token's text, which is kept
+// nowhere. An empty user or scope of the request is refused: nobody asks here whose default it could be. It returns
+// ErrConfig.
+func CreateToken(data string, req protocol.TokenRequest, now time.Time) (protocol.NewToken, error) {
+	if !userName.MatchString(req.User) {
+		return protocol.NewToken{}, fmt.Errorf("%w: user %.80q; %s", ErrConfig, req.User, userHelp)
 	}
-	text, row := freshToken(user, name, scopes, now)
-	raw, err := json.Marshal(newToken{User: user, Name: name, Scopes: row.Scopes, Created: now.UTC()})
+	if err := api.CheckToken(req); err != nil {
+		return protocol.NewToken{}, fmt.Errorf("%w: token: %w", ErrConfig, err)
+	}
+	if info, err := os.Stat(data); err != nil || !info.IsDir() {
+		return protocol.NewToken{}, fmt.Errorf("%w: %s is no data directory of a bridge", ErrConfig, data)
+	}
+	text, row := freshToken(req.User, req.Name, req.Scopes, now.UTC())
+	raw, err := json.Marshal(newToken{User: row.User, Name: row.Name, Scopes: row.Scopes, Created: row.Created})
 	if err != nil {
-		return "", fmt.Errorf("encoding a token: %w", err)
+		return protocol.NewToken{}, fmt.Errorf("encoding a token: %w", err)
 	}
 	dir := filepath.Join(data, inbox)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", fmt.Errorf("making the directory for tokens: %w", err)
+		return protocol.NewToken{}, fmt.Errorf("making the directory for tokens: %w", err)
 	}
-	return text, writeFile(tokenPath(data, text), raw)
-}
-
-func tokenPath(data, text string) string {
-	sum := sha256.Sum256([]byte(text))
-	return filepath.Join(data, inbox, hex.EncodeToString(sum[:]))
+	return protocol.NewToken{Token: publicToken(&row), Text: text}, writeFile(filepath.Join(dir, hex.EncodeToString(row.Hash[:])), raw)
 }
 
 // NewToken makes a token with every scope for a user, who is whoever runs the bridge, and returns its text.
 func (b *Bridge) NewToken(ctx context.Context, user string) (string, error) {
 	if !userName.MatchString(user) {
-		return "", fmt.Errorf("%w: user %.80q; use letters, digits and . _ @ : + -", ErrConfig, user)
+		return "", fmt.Errorf("%w: user %.80q; %s", ErrConfig, user, userHelp)
 	}
 	if err := b.running(); err != nil {
 		return "", err
 	}
-	text, row := freshToken(user, "whoever runs the bridge", []api.Scope{api.ScopeAdmin}, b.cfg.Clock())
+	text, row := freshToken(user, "whoever runs the bridge", []string{string(api.ScopeAdmin)}, b.cfg.Clock())
 	_, err := ask(ctx, b.engine, func(t *turn) (struct{}, error) {
 		t.also(func(tx *store.Tx) error { return tx.PutToken(row) })
 		return struct{}{}, nil
@@ -91,15 +97,11 @@ func (b *Bridge) TokenValid(ctx context.Context, text string) bool {
 }
 
 // freshToken makes a token.
-func freshToken(user, name string, scopes []api.Scope, now time.Time) (string, store.Token) {
+func freshToken(user, name string, scopes []string, now time.Time) (string, store.Token) {
 	var secret [32]byte
 	_, _ = rand.Read(secret[:]) // never fails (Go 1.24)
 	text := tokenPrefix + base64.RawURLEncoding.EncodeToString(secret[:])
-	row := store.Token{Hash: sha256.Sum256([]byte(text)), User: user, Name: name, Created: now}
-	for _, s := range scopes {
-		row.Scopes = append(row.Scopes, string(s))
-	}
-	return text, row
+	return text, store.Token{Hash: sha256.Sum256([]byte(text)), User: user, Name: name, Scopes: scopes, Created: now}
 }
 
 // Authorize implements api.Authorizer.
@@ -117,7 +119,7 @@ func (b *Bridge) Authorize(ctx context.Context, token string) (api.Principal, er
 		return err
 	})
 	if errors.Is(err, store.ErrNotFound) {
-		row, err = b.takeToken(ctx, token, hash)
+		row, err = b.takeToken(ctx, hash)
 	}
 	switch {
 	case err != nil:
@@ -132,53 +134,100 @@ func (b *Bridge) Authorize(ctx context.Context, token string) (api.Principal, er
 	return who, nil
 }
 
-// takeToken moves a token from the inbox into the store at its first use.
-func (b *Bridge) takeToken(ctx context.Context, text string, hash [32]byte) (row store.Token, err error) {
-	path := tokenPath(b.cfg.Data, text)
+// takeToken moves a token from the inbox into the store, at its first use or when somebody looks for it. A row that
+// is there already stays as it is: whoever was faster may have revoked the token since. It returns api.ErrBadToken.
+func (b *Bridge) takeToken(ctx context.Context, hash [32]byte) (store.Token, error) {
+	path := filepath.Join(b.cfg.Data, inbox, hex.EncodeToString(hash[:]))
 	raw, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return row, api.ErrBadToken
+	if errors.Is(err, fs.ErrNotExist) { // never there, or taken a moment ago
+		row, err := view(ctx, b, func(tx *store.Tx) (store.Token, error) { return tx.GetToken(hash) })
+		if errors.Is(err, store.ErrNotFound) {
+			err = api.ErrBadToken
+		}
+		return row, err
 	}
 	if err != nil {
-		return row, fmt.Errorf("reading a new token: %w", err)
+		return store.Token{}, fmt.Errorf("reading a new token: %w", err)
 	}
-	var t newToken
-	if err := json.Unmarshal(raw, &t); err != nil {
-		return row, fmt.Errorf("reading a new token: %w", err)
+	var n newToken
+	if err := json.Unmarshal(raw, &n); err != nil {
+		return store.Token{}, fmt.Errorf("reading a new token: %w", err)
 	}
-	row = store.Token{Hash: hash, User: t.User, Name: t.Name, Scopes: t.Scopes, Created: t.Created}
+	var row store.Token // what the store has, to be read only after a commit
 	_, err = ask(ctx, b.engine, func(t *turn) (struct{}, error) {
-		t.also(func(tx *store.Tx) error { return tx.PutToken(row) })
+		t.also(func(tx *store.Tx) (err error) {
+			if row, err = tx.GetToken(hash); errors.Is(err, store.ErrNotFound) {
+				row = store.Token{Hash: hash, User: n.User, Name: n.Name, Scopes: n.Scopes, Created: n.Created}
+				err = tx.PutToken(row)
+			}
+			return err
+		})
 		return struct{}{}, nil
 	})
 	if err != nil {
-		return row, err
+		return store.Token{}, err
 	}
-	return row, os.Remove(path)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return row, fmt.Errorf("taking a new token: %w", err)
+	}
+	return row, nil
 }
 
-// Tokens returns a user's tokens, without their text; an empty user is everybody.
-func (b *Bridge) Tokens(ctx context.Context, user string) (rows []store.Token, err error) {
+// takeInbox moves every token of the inbox into the store. One that cannot be read is told in the log, and keeps
+// nobody from the others.
+func (b *Bridge) takeInbox(ctx context.Context) error {
+	files, err := os.ReadDir(filepath.Join(b.cfg.Data, inbox))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading new tokens: %w", err)
+	}
+	for _, f := range files {
+		var hash [32]byte
+		raw, err := hex.DecodeString(f.Name())
+		if err != nil || copy(hash[:], raw) != len(raw) || len(raw) != len(hash) {
+			continue // one that is being written
+		}
+		switch _, err := b.takeToken(ctx, hash); {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && !errors.Is(err, api.ErrBadToken):
+			b.log.Warn("a new token cannot be taken", "file", f.Name(), "err", err)
+		}
+	}
+	return nil
+}
+
+// Tokens returns a user's tokens, also revoked and never used ones, without their text; an empty user is everybody.
+func (b *Bridge) Tokens(ctx context.Context, user string) ([]store.Token, error) {
 	if err := b.running(); err != nil {
 		return nil, err
 	}
-	err = b.store.View(ctx, func(tx *store.Tx) (err error) {
-		rows, err = tx.Tokens(user)
-		return err
-	})
-	return rows, err
+	if err := b.takeInbox(ctx); err != nil {
+		return nil, err
+	}
+	return view(ctx, b, func(tx *store.Tx) ([]store.Token, error) { return tx.Tokens(user) })
 }
 
-// RevokeToken takes a token back; requests that are under way may end. It returns store.ErrNotFound.
+// RevokeToken takes a token back; requests that are under way may end. It returns store.ErrNotFound when there is no
+// good token with the hash.
 func (b *Bridge) RevokeToken(ctx context.Context, hash [32]byte) error {
 	if err := b.running(); err != nil {
 		return err
 	}
+	var missing error // to be read only after a commit
 	_, err := ask(ctx, b.engine, func(t *turn) (struct{}, error) {
-		t.also(func(tx *store.Tx) error { return tx.RevokeToken(hash, t.now) })
+		t.also(func(tx *store.Tx) error {
+			err := tx.RevokeToken(hash, t.now)
+			if errors.Is(err, store.ErrNotFound) { // nothing was written: what else the turn holds goes on
+				missing, err = err, nil
+			}
+			return err
+		})
 		return struct{}{}, nil
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return missing
 }
 
 // MakeToken implements api.Tokens.
@@ -187,32 +236,38 @@ func (b *Bridge) MakeToken(ctx context.Context, _ api.Principal, req protocol.To
 		return protocol.NewToken{}, err
 	}
 	if !userName.MatchString(req.User) {
-		return protocol.NewToken{}, &protocol.APIError{Code: protocol.CodeBadRequest, Field: "user", Text: fmt.Sprintf("%.80q is no user", req.User), Fix: "use letters, digits and . _ + -"}
+		return protocol.NewToken{}, &protocol.APIError{Code: protocol.CodeBadRequest, Field: "user", Text: fmt.Sprintf("%.80q is no user", req.User), Fix: userHelp}
 	}
-	scopes := make([]api.Scope, len(req.Scopes))
-	for i, s := range req.Scopes {
-		scopes[i] = api.Scope(s)
-	}
-	text, row := freshToken(req.User, req.Name, scopes, b.cfg.Clock())
+	text, row := freshToken(req.User, req.Name, req.Scopes, b.cfg.Clock())
 	_, err := ask(ctx, b.engine, func(t *turn) (struct{}, error) {
 		t.also(func(tx *store.Tx) error { return tx.PutToken(row) })
 		return struct{}{}, nil
 	})
-	return protocol.NewToken{Token: publicToken(&row), Text: text}, err
+	if err != nil {
+		return protocol.NewToken{}, err
+	}
+	return protocol.NewToken{Token: publicToken(&row), Text: text}, nil
 }
 
 // publicToken is a token without what could be used.
 func publicToken(row *store.Token) protocol.Token {
-	return protocol.Token{ID: hex.EncodeToString(row.Hash[:6]), User: row.User, Name: row.Name, Scopes: row.Scopes, Created: row.Created, Revoked: row.Revoked}
+	return protocol.Token{ID: tokenName(row.Hash), User: row.User, Name: row.Name, Scopes: row.Scopes, Created: row.Created, Revoked: row.Revoked}
+}
+
+// tokenName is what a token is called where its text may not be: the first 12 hex digits of its hash.
+func tokenName(hash [32]byte) string { return hex.EncodeToString(hash[:6]) }
+
+// tokensOf returns what a principal sees: its own tokens, an admin everybody's.
+func (b *Bridge) tokensOf(ctx context.Context, who api.Principal) ([]store.Token, error) {
+	if who.Can(api.ScopeAdmin) {
+		return b.Tokens(ctx, "")
+	}
+	return b.Tokens(ctx, who.User)
 }
 
 // ListTokens implements api.Tokens.
 func (b *Bridge) ListTokens(ctx context.Context, who api.Principal) (out protocol.TokenList, err error) {
-	user := who.User
-	if who.Can(api.ScopeAdmin) {
-		user = ""
-	}
-	rows, err := b.Tokens(ctx, user)
+	rows, err := b.tokensOf(ctx, who)
 	out.Tokens = make([]protocol.Token, 0, len(rows))
 	for i := range rows {
 		out.Tokens = append(out.Tokens, publicToken(&rows[i]))
@@ -222,18 +277,31 @@ func (b *Bridge) ListTokens(ctx context.Context, who api.Principal) (out protoco
 
 // DropToken implements api.Tokens.
 func (b *Bridge) DropToken(ctx context.Context, who api.Principal, id string) error {
-	user := who.User
-	if who.Can(api.ScopeAdmin) {
-		user = ""
-	}
-	rows, err := b.Tokens(ctx, user)
+	rows, err := b.tokensOf(ctx, who)
 	if err != nil {
 		return err
 	}
+	refused := &protocol.APIError{Code: protocol.CodeNotFound, Text: fmt.Sprintf("there is no token %.40q", id), Fix: "`gridbeam bridge token list` shows yours"}
 	for i := range rows {
-		if rows[i].Revoked.IsZero() && hex.EncodeToString(rows[i].Hash[:6]) == id {
-			return b.RevokeToken(ctx, rows[i].Hash)
+		row := &rows[i]
+		switch {
+		case tokenName(row.Hash) != id:
+			continue
+		case !row.Revoked.IsZero():
+			refused = revokedAlready(id, row.Revoked)
+			continue
+		case slices.ContainsFunc(row.Scopes, func(s string) bool { return !who.Can(api.Scope(s)) }):
+			return &protocol.APIError{Code: protocol.CodeForbidden, Text: "token " + id + " may more than the one that would revoke it", Fix: "ask an admin"}
 		}
+		err := b.RevokeToken(ctx, row.Hash)
+		if errors.Is(err, store.ErrNotFound) { // somebody else was faster
+			return revokedAlready(id, b.cfg.Clock())
+		}
+		return err
 	}
-	return &protocol.APIError{Code: protocol.CodeNotFound, Text: fmt.Sprintf("there is no good token %.40q", id), Fix: "`gridbeam bridge token list` shows yours"}
+	return refused
+}
+
+func revokedAlready(id string, at time.Time) *protocol.APIError {
+	return &protocol.APIError{Code: protocol.CodeConflict, Text: fmt.Sprintf("token %s was revoked already, at %s", id, at.UTC().Format(time.RFC3339))}
 }

@@ -316,6 +316,8 @@ func TestConfigNamesTheFieldThatIsWrong(t *testing.T) {
 		"FeePPM":      func(c *Config) { c.FeePPM = -1 },
 		"APIListen":   func(c *Config) { c.APIListen = "1994" },
 		"BeamListen":  func(c *Config) { c.BeamListen = "1993" },
+		"TLSCert":     func(c *Config) { c.TLSCert, c.TLSKey = "cert.pem", "/key.pem" },
+		"TLSKey":      func(c *Config) { c.TLSCert = "/cert.pem" },
 		"Buckets":     func(c *Config) { c.Buckets = 0 },
 		"Clock":       func(c *Config) { c.Clock = nil },
 		"Anchors[0]":  func(c *Config) { c.Anchors = []protocol.PeerID{""} },
@@ -360,10 +362,11 @@ func realBridge(t *testing.T, data string, change func(*Config)) (b *Bridge, s S
 
 func TestBridgeAnswersHTTPToItsTokens(t *testing.T) {
 	data := t.TempDir()
-	early, err := CreateToken(data, "carol", "made before the first start", []api.Scope{api.ScopeRead}, time.Now())
+	made, err := CreateToken(data, protocol.TokenRequest{User: "carol", Name: "made before the first start", Scopes: []string{"read"}}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
+	early := made.Text
 	b, s, end := realBridge(t, data, nil)
 	ctx := context.Background()
 	own, err := b.NewToken(ctx, "operator")

@@ -33,9 +33,12 @@ type Principal struct {
 
 // Can says whether the principal has a scope, or one that holds it.
 func (p Principal) Can(s Scope) bool {
-	order := []Scope{ScopeRead, ScopeInvoke, ScopeJobs, ScopeAdmin}
+	need := slices.Index(scopes, s)
+	if need < 0 { // one that this version does not know is nobody's
+		return false
+	}
 	for _, has := range p.Scopes {
-		if slices.Index(order, has) >= slices.Index(order, s) {
+		if slices.Index(scopes, has) >= need {
 			return true
 		}
 	}
@@ -123,11 +126,12 @@ type Money interface {
 
 // Tokens are made, listed and taken back.
 type Tokens interface {
-	// MakeToken makes a token; the request's user and scopes are within what who may give.
+	// MakeToken makes a token; the request is complete, and its user and scopes are within what who may give.
 	MakeToken(ctx context.Context, who Principal, req protocol.TokenRequest) (protocol.NewToken, error)
 	// ListTokens returns who's tokens, revoked ones too; an admin's answer has everybody's.
 	ListTokens(ctx context.Context, who Principal) (protocol.TokenList, error)
-	// DropToken takes back the token with an ID; one of another user is not found, but for an admin.
+	// DropToken takes back the token with an ID, from this moment on. One of another user is CodeNotFound, but for an
+	// admin; one with a scope that who lacks is CodeForbidden, one that was taken back CodeConflict.
 	DropToken(ctx context.Context, who Principal, id string) error
 }
 

@@ -1,7 +1,9 @@
 package api
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"net/http"
 	"net/netip"
@@ -86,6 +88,7 @@ func (s *Server) admit(r *http.Request) (Principal, error) {
 	switch {
 	case errors.Is(err, ErrBadToken):
 		s.gate.fail(from)
+		s.gate.forgetToken(hash) // it may have been revoked by whatever way
 		s.log.Warn("api refused a token", "addr", r.RemoteAddr)
 		return Principal{}, unauthorized("the token is not known here, or was revoked")
 	case err != nil:
@@ -140,6 +143,28 @@ func (g *gate) remember(token [sha256.Size]byte) {
 	now := g.now()
 	forget(g.good, func(at time.Time) bool { return now.Sub(at) >= goodFor })
 	g.good[token] = now
+}
+
+// forgetToken ends what a token had for having been good.
+func (g *gate) forgetToken(token [sha256.Size]byte) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.good, token)
+}
+
+// revoked forgets the tokens whose hash begins with these hex digits, so that none passes where its address is barred.
+func (g *gate) revoked(id string) {
+	begin, err := hex.DecodeString(id)
+	if err != nil || len(begin) == 0 {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for token := range g.good {
+		if bytes.HasPrefix(token[:], begin) {
+			delete(g.good, token)
+		}
+	}
 }
 
 // charge takes one request off a principal's allowance.

@@ -184,7 +184,7 @@ func (s *Server) run(rt route, c *call) (err error) {
 
 // noSuchRoute tells a wrong path from a wrong method.
 func (s *Server) noSuchRoute(c *call) error {
-	for _, m := range []string{"GET", "POST", "PUT"} {
+	for _, m := range []string{"GET", "POST", "PUT", "DELETE"} {
 		probe := c.r.Clone(c.r.Context())
 		probe.Method = m
 		if _, pattern := s.mux.Handler(probe); pattern != "/" && m != c.r.Method {

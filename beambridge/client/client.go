@@ -344,13 +344,14 @@ func (c *Client) Credit(ctx context.Context, req protocol.CreditRequest) (a prot
 	return a, c.call(ctx, request{method: "POST", path: "/credit", body: body, size: size, kind: "application/json"}, &a)
 }
 
-// MakeToken makes a bearer token; its text is told this once.
+// MakeToken makes a bearer token; its text is told this once. It is not repeated over a broken connection: a token
+// whose answer was lost stays in Tokens, and should be revoked.
 func (c *Client) MakeToken(ctx context.Context, req protocol.TokenRequest) (t protocol.NewToken, err error) {
 	body, size, err := jsonBody(req)
 	if err != nil {
 		return t, err
 	}
-	return t, c.call(ctx, request{method: "POST", path: "/tokens", body: body, size: size, kind: "application/json"}, &t)
+	return t, c.call(ctx, request{method: "POST", path: "/tokens", body: body, size: size, kind: "application/json", once: true}, &t)
 }
 
 // Tokens lists tokens without their text, the caller's own or, for an admin, everybody's.
@@ -358,7 +359,8 @@ func (c *Client) Tokens(ctx context.Context) (l protocol.TokenList, err error) {
 	return l, c.call(ctx, request{method: "GET", path: "/tokens"}, &l)
 }
 
-// RevokeToken takes a token back by its ID.
+// RevokeToken takes a token back by its ID, from this moment on. It returns an *Error with CodeNotFound, or with
+// CodeConflict when it was taken back before, which an attempt whose answer was lost may have done.
 func (c *Client) RevokeToken(ctx context.Context, id string) error {
-	return c.call(ctx, request{method: "DELETE", path: "/tokens/" + url.PathEscape(id)}, nil)
+	return c.call(ctx, request{method: "DELETE", path: "/tokens/" + url.PathEscape(id), once: true}, nil)
 }
