@@ -155,9 +155,11 @@ func (s *Server) noteGood(token [sha256.Size]byte) {
 	s.goods[token] = s.cfg.Now()
 }
 
-func (s *Server) noteBad(from netip.Prefix) {
+// noteBad counts a bad token of an address; one that was good before has been revoked.
+func (s *Server) noteBad(from netip.Prefix, token [sha256.Size]byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	delete(s.goods, token)
 	now := s.cfg.Now()
 	f := s.bads[from]
 	if f == nil || now.Sub(f.since) >= time.Minute {
@@ -187,7 +189,7 @@ func (s *Server) authenticate(ctx context.Context, h http.Header, remote, query 
 	who, err := s.bridge.Tokens.Authenticate(ctx, token)
 	switch {
 	case errors.Is(err, ErrUnauthenticated):
-		s.noteBad(from)
+		s.noteBad(from, hash)
 		return Principal{}, connect.NewError(connect.CodeUnauthenticated, errors.New("the token is not known here; `gridbeam bridge token create` makes one"))
 	case err != nil:
 		return Principal{}, s.failure(err)
