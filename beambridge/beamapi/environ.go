@@ -1,6 +1,7 @@
 package beamapi
 
 import (
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -129,7 +130,8 @@ func environ(list []string) (map[string]string, wishes, error) {
 		}
 	}
 	var w wishes
-	for name, value := range asked {
+	for _, name := range slices.Sorted(maps.Keys(asked)) {
+		value := asked[name]
 		read, known := ours[name]
 		switch {
 		case !known:
