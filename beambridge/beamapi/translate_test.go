@@ -394,8 +394,7 @@ func TestRequirementsAreNeverWeakerThanAsked(t *testing.T) {
 		})
 		s, err := translate(r, nil)
 		if err != nil {
-			var refusal *Refusal
-			if !errors.As(err, &refusal) {
+			if _, ok := errors.AsType[*Refusal](err); !ok {
 				t.Fatalf("%v: %v is no refusal", r, err)
 			}
 			continue
@@ -477,8 +476,7 @@ func FuzzEnviron(f *testing.F) {
 		r := withEnv(strings.Split(text, "\n")...)
 		s, err := translate(r, nil)
 		if err != nil {
-			var refusal *Refusal
-			if !errors.As(err, &refusal) {
+			if _, ok := errors.AsType[*Refusal](err); !ok {
 				t.Errorf("%q: %v is no refusal", text, err)
 			}
 			return
