@@ -127,6 +127,9 @@ func New(cfg Config) (*Client, error) {
 	}, nil
 }
 
+// URL is the bridge's, as it was configured.
+func (c *Client) URL() string { return c.cfg.URL }
+
 // Close closes idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 

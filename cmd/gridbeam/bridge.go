@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -27,6 +29,7 @@ var bridgeListen = []string{"/ip4/0.0.0.0/udp/1995/quic-v1", "/ip4/0.0.0.0/tcp/1
 type bridgeFlags struct {
 	listen, join, anchors []string
 	api, beam, name       string
+	cert, key             string
 	apiRate               float64
 	local, public, mdns   bool
 	out                   output
@@ -69,6 +72,8 @@ user's nodes and "gridbeam job" need to find it. For other machines it prints an
 	fl.StringSliceVar(&f.anchors, "anchor", nil, "peer ID of a node whose work needs no copy; repeatable (this user's own nodes are)")
 	fl.StringVar(&f.api, "api", "127.0.0.1:1994", "address of the HTTP API")
 	fl.StringVar(&f.beam, "beam", "127.0.0.1:1993", "address of the gateway for Beam's clients; empty for none")
+	fl.StringVar(&f.cert, "tls-cert", "", "PEM file of the certificate for --api and --beam, which then may be other than loopback; Beam's Python client speaks TLS to ports that end in 443")
+	fl.StringVar(&f.key, "tls-key", "", "PEM file of its key")
 	fl.Float64Var(&f.apiRate, "api-rate", 50, "requests per second that a user may make; 0 is without bound")
 	fl.StringVar(&f.name, "name", "private", "name of the network that a first start makes")
 	fl.BoolVar(&f.local, "local", true, "one machine or LAN: do not ask others whether this machine can be reached")
@@ -127,6 +132,22 @@ func bridgeConfig(c *cobra.Command, f *bridgeFlags, dir string) (beambridge.Conf
 	cfg := beambridge.DefaultConfig(dir)
 	cfg.NetworkName, cfg.APIListen, cfg.MDNS, cfg.Version, cfg.Commit = f.name, f.api, f.mdns, version, commit()
 	cfg.BeamListen = f.beam
+	if (f.cert == "") != (f.key == "") {
+		return cfg, usagef("--tls-cert and --tls-key go together")
+	}
+	for _, file := range []struct {
+		from string
+		to   *string
+	}{{f.cert, &cfg.TLSCert}, {f.key, &cfg.TLSKey}} {
+		if file.from == "" {
+			continue
+		}
+		path, err := filepath.Abs(file.from)
+		if err != nil {
+			return cfg, usagef("%s: %s", file.from, err)
+		}
+		*file.to = path
+	}
 	cfg.Local, cfg.APIRate = f.local && !f.public, f.apiRate
 	for _, text := range f.listen {
 		a, err := multiaddr.NewMultiaddr(text)
@@ -153,7 +174,7 @@ func bridgeConfig(c *cobra.Command, f *bridgeFlags, dir string) (beambridge.Conf
 
 // announceBridge leaves what this user's other commands need, and says how others join.
 func announceBridge(ctx context.Context, c *cobra.Command, f *bridgeFlags, b *beambridge.Bridge, s beambridge.Started, config, dir string) error {
-	settings := clientSettings{API: "http://" + s.API}
+	settings := clientSettings{API: apiURL(s), TLS: s.TLS}
 	if old, err := readClient(config); err == nil && old.Token != "" && b.TokenValid(ctx, old.Token) {
 		settings.Token = old.Token
 	} else if settings.Token, err = b.NewToken(ctx, operatorUser); err != nil {
@@ -195,6 +216,20 @@ func announceBridge(ctx context.Context, c *cobra.Command, f *bridgeFlags, b *be
 	p("\nOffer this machine:     gridbeam node run")
 	p("Offer another machine:  gridbeam node run --join %s\n", r.Invitation)
 	return nil
+}
+
+// apiURL is where this user's commands reach the API: Beam's gateway speaks it, too.
+func apiURL(s beambridge.Started) string {
+	addr, scheme := cmp.Or(s.API, s.Beam), "http"
+	if s.TLS != "" {
+		scheme = "https"
+	}
+	if host, port, err := net.SplitHostPort(addr); err == nil {
+		if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() { // every address: this machine's own is one
+			addr = net.JoinHostPort("127.0.0.1", port)
+		}
+	}
+	return scheme + "://" + addr
 }
 
 func networkCommand() *cobra.Command {

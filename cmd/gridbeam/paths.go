@@ -79,6 +79,9 @@ func writePrivate(path string, b []byte) error {
 type clientSettings struct {
 	API   string `json:"api"`
 	Token string `json:"token"`
+	// TLS is the SHA-256 of the certificate that this user's own bridge shows, in hex: it is trusted by that, whatever
+	// name or issuer it has. Empty is without TLS, or by the system's roots.
+	TLS string `json:"tls_sha256,omitempty"`
 }
 
 // readClient returns the settings that the last bridge of this user left; fs.ErrNotExist when there is none.
