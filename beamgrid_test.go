@@ -78,6 +78,7 @@ func newBeamGrid(t testing.TB, nodes int) *beamGrid {
 				g.stop(d)
 			}
 		}
+		g.endOrphans()
 		if t.Failed() {
 			for _, d := range append(append([]*daemon{}, g.nodes...), g.bridge) {
 				if d != nil {
@@ -218,6 +219,32 @@ func (g *beamGrid) stop(d *daemon) {
 	case <-time.After(30 * time.Second):
 		g.Errorf("%s did not end within 30 s and was killed", d.name)
 		g.kill(d)
+	}
+}
+
+// endOrphans ends the sandboxes of nodes that were killed. A node that could say good-bye has left none.
+func (g *beamGrid) endOrphans() {
+	found, _ := filepath.Glob(filepath.Join(g.dir, "*", "sandbox", "boxes", "*", "identity.json"))
+	for _, path := range found {
+		var who struct {
+			PID int `json:"pid"`
+		}
+		b, err := os.ReadFile(path)
+		if err == nil {
+			err = json.Unmarshal(b, &who)
+		}
+		args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", who.PID))
+		if err != nil || !bytes.Contains(args, []byte(filepath.Dir(path))) { // it has ended by itself
+			continue
+		}
+		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+			_ = syscall.Kill(who.PID, sig)
+			for end := time.Now().Add(5 * time.Second); time.Now().Before(end) && syscall.Kill(who.PID, 0) == nil; <-time.After(10 * time.Millisecond) {
+			}
+		}
+		if syscall.Kill(who.PID, 0) == nil {
+			g.Errorf("the shim of %s does not end", filepath.Dir(path))
+		}
 	}
 }
 

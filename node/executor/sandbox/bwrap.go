@@ -50,6 +50,7 @@ type boxSpec struct {
 	Devices    []string          `json:"devices"`
 	Limits     executor.Limits   `json:"limits"`
 	KeepWarm   time.Duration     `json:"keep_warm"`
+	KeepOrphan time.Duration     `json:"keep_orphan"`
 	MaxAge     time.Duration     `json:"max_age"`
 	MaxInputs  int               `json:"max_inputs"`
 	Exits      string            `json:"exits"` // host directory of exit files

@@ -27,6 +27,8 @@ type Config struct {
 	UIDBase uint32
 	// KeepWarm is how long a sandbox waits for more work of its spec; default 10 min (execution.md 11).
 	KeepWarm time.Duration
+	// KeepOrphan is the same for a sandbox whose daemon is gone: it waits for the daemon's next start; default 30 s.
+	KeepOrphan time.Duration
 	// MaxWarm bounds the sandboxes that wait; the least recently used is ended first; default 8, a node's chunks.
 	MaxWarm int
 	// MaxAge ends a sandbox that is as old, once it is idle; default 1 h (execution.md 11).
@@ -44,6 +46,7 @@ func DefaultConfig() Config {
 		Python:     []string{"/usr/bin/python3", "/usr/local/bin/python3"},
 		UIDBase:    1_879_048_192,
 		KeepWarm:   10 * time.Minute,
+		KeepOrphan: 30 * time.Second,
 		MaxWarm:    8,
 		MaxAge:     time.Hour,
 		MaxInputs:  10_000,
@@ -67,6 +70,8 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("sandbox: UIDBase is %d, want 1000 to %d", c.UIDBase, 1<<31-uidRange)
 	case c.KeepWarm <= 0:
 		return errors.New("sandbox: KeepWarm has to be more than 0")
+	case c.KeepOrphan <= 0:
+		return errors.New("sandbox: KeepOrphan has to be more than 0")
 	case c.MaxWarm < 0:
 		return errors.New("sandbox: MaxWarm is negative")
 	case c.MaxAge <= 0:

@@ -112,6 +112,25 @@ func TestSandboxesEndByAgeInputsAndIdleness(t *testing.T) {
 	}
 }
 
+func TestAWarmSandboxWithoutADaemonEnds(t *testing.T) {
+	b := newBackend(t, func(c *Config) { c.KeepOrphan = 50 * time.Millisecond })
+	h := start(t, b, job(t, "def f():\n    pass\n", nil))
+	wait(t, h)
+	dir := filepath.Join(b.cfg.Dir, boxesName, sandboxOf(h))
+	var who identity
+	if err := readJSON(filepath.Join(dir, identityName), &who); err != nil {
+		t.Fatal(err)
+	}
+	b.mu.Lock()
+	x := b.boxes[sandboxOf(h)]
+	b.mu.Unlock()
+	_ = x.conn.Close() // as the daemon's death would
+	if !waitGone(&who, answerWithin/2) {
+		t.Error("its shim is still alive")
+	}
+	until(t, func() bool { return !isDir(dir) }, "its directory is still there")
+}
+
 func TestWallLimitKillsTheGroup(t *testing.T) {
 	modes(t, func(t *testing.T, b *Backend) {
 		task := job(t, "import signal, time\ndef f():\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    while True: pass\n", nil)

@@ -28,7 +28,7 @@ func TestConfigNamesTheFieldThatIsWrong(t *testing.T) {
 	for field, change := range map[string]func(*Config){
 		"Dir": func(c *Config) { c.Dir = "x" }, "Shim": func(c *Config) { c.Shim = nil }, "Init": func(c *Config) { c.Init = []string{"x"} },
 		"Bubblewrap": func(c *Config) { c.Bubblewrap = "" }, "Python": func(c *Config) { c.Python = nil }, "UIDBase": func(c *Config) { c.UIDBase = 0 },
-		"KeepWarm": func(c *Config) { c.KeepWarm = 0 }, "MaxWarm": func(c *Config) { c.MaxWarm = -1 }, "MaxAge": func(c *Config) { c.MaxAge = 0 },
+		"KeepWarm": func(c *Config) { c.KeepWarm = 0 }, "KeepOrphan": func(c *Config) { c.KeepOrphan = 0 }, "MaxWarm": func(c *Config) { c.MaxWarm = -1 }, "MaxAge": func(c *Config) { c.MaxAge = 0 },
 		"MaxInputs": func(c *Config) { c.MaxInputs = 0 },
 	} {
 		c := good

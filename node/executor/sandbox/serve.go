@@ -299,7 +299,7 @@ func (s *shim) retireOrWait() {
 		s.killChild()
 		return
 	}
-	s.idle.Reset(s.spec.KeepWarm)
+	s.rest()
 }
 
 // gone is told that everything in the sandbox has ended.

@@ -55,6 +55,7 @@ type shim struct {
 	served   int
 	born     time.Time
 	idle     *time.Timer
+	daemons  int // that are connected
 	seen     map[int]map[string]stamp
 	outs     outputs
 	ooms     int64
@@ -181,6 +182,24 @@ func (s *shim) retire() {
 	}
 	s.ending = true
 	s.killChild()
+}
+
+// rest sets the time after which a sandbox without a lease ends: without a daemon nobody will give it one, but for one
+// that is about to be started again.
+func (s *shim) rest() {
+	wait := s.spec.KeepWarm
+	if s.daemons == 0 {
+		wait = min(wait, s.spec.KeepOrphan)
+	}
+	s.idle.Reset(wait)
+}
+
+// count is called when a daemon comes or goes.
+func (s *shim) count(by int) {
+	s.daemons += by
+	if s.cur == nil && s.served > 0 {
+		s.rest()
+	}
 }
 
 // watch looks at the sandbox while it lives: what it uses, what its files take.
@@ -326,12 +345,17 @@ func (p *peer) serve() {
 	}()
 	var hello message
 	s.do(func() {
+		s.count(1)
 		hello = message{Op: "hello", Running: s.cur != nil, Text: s.bare}
 		if s.cur != nil {
 			hello.Lease = s.cur.lease
 		}
 	})
-	if hello.Op == "" || p.send(hello, nil) != nil {
+	if hello.Op == "" {
+		return
+	}
+	defer s.do(func() { s.count(-1) })
+	if p.send(hello, nil) != nil {
 		return
 	}
 	tail := func(w *work) { tails.Go(func() { p.tail(w, gone) }) }
