@@ -8,13 +8,16 @@ MAX_HEADER = 64 << 10
 MAX_PAYLOAD = 16 << 20
 
 
+ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # made once: json.dumps makes one each time
+
+
 class BadFrame(Exception):
     """What came on the socket breaks the rules of frames."""
 
 
 def pack(header, payload=b""):
     """The bytes of one frame but for its payload, which follows as it is."""
-    head = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+    head = ENCODE(header).encode("utf-8", "backslashreplace")
     return struct.pack(">II", len(head), len(payload)) + head
 
 
