@@ -220,6 +220,39 @@ def read(x):
 	}
 }
 
+// What a call has written is there for every call that is made after it has returned, on whatever node that runs.
+func TestB1_ACallSeesWhatOthersWroteBefore(t *testing.T) {
+	g := newBeamGrid(t, 2)
+	c := g.client()
+	app := `
+import os
+
+def bump(n):
+    path = "./counter/n.txt"
+    old = int(open(path).read()) if os.path.exists(path) else 0
+    with open(path, "w") as f:
+        f.write(str(old + 1))
+    with open("./counter/%d" % n, "w") as f:
+        f.write("x")
+    return old + 1 + 1000 * len(os.listdir("./counter"))
+`
+	stub, _, err := c.Prepare(t.Context(), beamclient.Function{Files: map[string]string{"app.py": app}, Handler: "app:bump", Volumes: map[string]string{"./counter": "counter"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; n <= 8; n++ {
+		if n%2 == 0 { // the other node's turn
+			g.gridbeam("node", "resume", "--data", filepath.Join(g.dir, fmt.Sprint("node", n/2%2)))
+			g.gridbeam("node", "pause", "--data", filepath.Join(g.dir, fmt.Sprint("node", (n/2+1)%2)))
+		}
+		r, err := c.Invoke(t.Context(), stub, beamclient.PickleCall(n), false, nil)
+		got, perr := beamclient.PickledInt(r.Result)
+		if want := n + 1000*(n+1); err != nil || perr != nil || got != want {
+			t.Fatalf("call %d returned %d, want %d: %+v, %v, %v", n, got, want, r, err, perr)
+		}
+	}
+}
+
 // The daemon of a node is killed while a function runs: it finishes once, and its caller gets the answer.
 func TestB1_ACallOutlivesItsNodesDaemon(t *testing.T) {
 	g := newBeamGrid(t, 1)

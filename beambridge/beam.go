@@ -59,6 +59,8 @@ func (f beamFace) Authenticate(ctx context.Context, token string) (beamapi.Princ
 		p.Role = beamapi.RoleFull
 	case who.Can(api.ScopeInvoke):
 		p.Role = beamapi.RoleInvoke
+	case who.Can(api.ScopeRead):
+		p.Role = beamapi.RoleRead
 	default:
 		return p, beamapi.ErrUnauthenticated
 	}
@@ -212,6 +214,11 @@ func (b *Bridge) outlook(ctx context.Context, r *resolved) (reply beamapi.StubRe
 		}
 	default:
 		reply.Capacity = "available"
+	}
+	for i := range r.terms.Volumes {
+		if v := &r.terms.Volumes[i]; v.Root == b.nothing {
+			reply.Warning = strings.TrimPrefix(reply.Warning+fmt.Sprintf("; volume %s is empty: `gridbeam volume import %s DIR` fills one", v.Name, v.Name), "; ")
+		}
 	}
 	return reply, nil
 }

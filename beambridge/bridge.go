@@ -57,8 +57,7 @@ type Bridge struct {
 	// partners are the nodes that have a link: what others hand in is not even looked at.
 	partners sync.Map
 	notices  chan notice
-	calling  sync.Map // protocol.JobID of every job in memory whose inputs are calls
-	wrote    wrote
+	calling  sync.Map     // protocol.JobID of every job in memory whose inputs are calls
 	stubs    sync.Map     // string to *stubOf
 	beamAt   atomic.Value // string: where Beam's gateway listens
 	merging  sync.Mutex   // volumes are changed one call after the other

@@ -3,6 +3,7 @@ package beambridge
 import (
 	"cmp"
 	"fmt"
+	"strings"
 
 	"github.com/ipfs/go-cid"
 
@@ -158,6 +159,11 @@ func (t *turn) endCall(c *call, o protocol.InputOutcome) {
 		c.row.State = stateOf(o.Reason)
 	}
 	c.row.Exit, c.row.Reason, c.row.Text = o.Exit, o.Reason, o.Text
+	if callFailed(c.row.State) {
+		j.calls.failed++
+		j.row.ResultNote = failedNote(j.calls.failed, &c.row)
+		t.save(j)
+	}
 	t.keepCall(c)
 	end, lease := &callEnd{row: c.row, outcome: o, spec: c.spec}, c.lease
 	w := c.wait
@@ -204,10 +210,21 @@ func (t *turn) watchCalls(j *job) {
 		if b.inputs.len() >= mostInputs && !b.sealed {
 			t.seal(j)
 		}
-	case b.sealed || t.now.Sub(b.idle) >= callIdle:
+	case b.sealed || t.e.opens[b.key] != j || t.now.Sub(b.idle) >= callIdle:
 		t.seal(j)
 		if j.over == "" {
 			t.apply(j, j.tracker.Close())
+		}
+	}
+}
+
+// supersede lets no more calls into the open jobs of a function that see its volumes otherwise than key says: they end with
+// what they have.
+func (t *turn) supersede(key callKey) {
+	for k, j := range t.e.opens {
+		if k.user == key.user && k.stub == key.stub && k != key {
+			delete(t.e.opens, k)
+			t.watchCalls(j)
 		}
 	}
 }
@@ -219,6 +236,25 @@ func (t *turn) seal(j *job) {
 		delete(t.e.opens, j.calls.key)
 	}
 	t.apply(j, j.tracker.Seal())
+}
+
+// callFailed says whether a state is one in which a call failed.
+func callFailed(state string) bool {
+	return state == callError || state == callTimeout || state == callExpired
+}
+
+// failedNote tells people how calls of a job failed: how many, and the last line of what the last one's user was told.
+func failedNote(n uint64, last *store.Call) string {
+	text := strings.TrimSpace(last.Text)
+	text = text[strings.LastIndexByte(text, '\n')+1:]
+	if len(text) > 200 {
+		text = strings.ToValidUTF8(text[:200], "") + "…"
+	}
+	calls := "1 call"
+	if n > 1 {
+		calls = fmt.Sprintf("%d calls", n)
+	}
+	return fmt.Sprintf("%s failed; the last, %s: %s", calls, last.ID, cmp.Or(text, last.Reason.Text()))
 }
 
 // orphanCalls ends the calls of a job that is over.
@@ -243,6 +279,9 @@ func (e *engine) loadCalls(tx *store.Tx, j *job) error {
 			j.calls.inputs.add("") // an input of a call that was made again
 		}
 		j.calls.inputs.add(row.Args)
+		if callFailed(row.State) {
+			j.calls.failed++
+		}
 		if row.Ended.IsZero() {
 			c := &call{row: row, job: j, spec: j.callSpec()}
 			c.row.State = callPending

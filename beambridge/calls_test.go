@@ -185,6 +185,16 @@ func TestFailedCallHarmsNoOther(t *testing.T) {
 				s.Errorf("%s: %s, exit %d, %d tries, %v", id, row.State, row.Exit, tries[id], c.err)
 			}
 		}
+		job := s.row("killed").Job
+		told := func(when string) {
+			st := s.status(job)
+			if st.CallsFailed != 2 || !strings.HasPrefix(st.Note, "2 calls failed; the last, ") || st.State == "failed" {
+				s.Errorf("%s the job says %q, %d failed, %q", when, st.State, st.CallsFailed, st.Note)
+			}
+		}
+		told("open,")
+		<-time.After(callIdle + 2*time.Second)
+		told("ended,")
 	})
 }
 
@@ -318,8 +328,14 @@ func TestWhatACallWritesIsThereWhenItReturns(t *testing.T) {
 				s.Errorf("call %s is still owed a merge", id)
 			}
 		}
-		if len(jobs) != 1 {
-			s.Errorf("a function that writes a volume was given %d jobs", len(jobs))
+		if len(jobs) != 3 {
+			s.Errorf("calls that are made after others have written share jobs, so that they see the volume as it was: %d jobs", len(jobs))
+		}
+		<-time.After(2 * time.Second)
+		for id := range jobs { // nothing is left open of those that see what is past
+			if st := s.status(id); id != s.row("c").Job && st.State != "done" {
+				s.Errorf("a job whose volume has moved on is %s", st.State)
+			}
 		}
 		if _, err := b.PutVolume(s.Context(), alice, "out", fstest.MapFS{"new.txt": {Data: []byte("new")}}); err != nil {
 			s.Fatal(err)

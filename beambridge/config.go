@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -153,6 +155,9 @@ func (c *Config) Validate() error {
 		if _, _, err := net.SplitHostPort(l.addr); l.addr != "" && err != nil {
 			return bad(l.field, "is %q, want host:port such as %s", l.addr, l.like)
 		}
+		if l.addr != "" && c.TLSCert == "" && beyondThisMachine(l.addr) {
+			return bad(l.field, "is %q: tokens would cross the network readable; listen on 127.0.0.1, or give the bridge a certificate by TLSCert and TLSKey (--tls-cert, --tls-key)", l.addr)
+		}
 	}
 	for i, id := range c.Anchors {
 		if id.Validate() != nil {
@@ -163,4 +168,14 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("%w: Schedule: %w", ErrConfig, err)
 	}
 	return nil
+}
+
+// beyondThisMachine says whether a host:port is certainly not loopback: a name is decided when it is listened on.
+func beyondThisMachine(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil || strings.EqualFold(host, "localhost") {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "" || err == nil && !ip.IsLoopback()
 }

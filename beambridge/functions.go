@@ -9,7 +9,6 @@ import (
 	"path"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -68,6 +67,7 @@ func (b *Bridge) call(ctx context.Context, o order) (*waiter, error) {
 					return struct{}{}, err
 				}
 				j = fresh
+				t.supersede(key)
 				t.e.opens[key] = j
 			}
 			if len(j.calls.open) >= cmp.Or(o.most, mostPending) || len(t.e.calls) >= mostCalls {
@@ -132,7 +132,7 @@ func (b *Bridge) function(ctx context.Context, o *order) (*resolved, callKey, er
 		Limits:  protocol.Limits{MemoryBytes: uint64(res.Memory), DiskBytes: uint64(res.Disk), CPUMilli: uint32(res.CPU), Network: "none"},
 		Volumes: r.terms.Volumes, GPUModels: res.GPU, GPUCount: res.GPUCount,
 	}
-	key.sees = b.wrote.sees(key, r.terms.Volumes)
+	key.sees = roots(r.terms.Volumes)
 	return r, key, nil
 }
 
@@ -239,46 +239,14 @@ func (b *Bridge) callResult(row *store.Call) ([]byte, error) {
 	return nil, fmt.Errorf("reading the result of call %s: %w", row.ID, err)
 }
 
-// wrote remembers which job has changed a volume last, so that a function that writes a volume does not look for a
-// new job with every call.
-type wrote struct {
-	mu   sync.Mutex
-	last map[string]change // by volume key
-}
-
-// change is what one function made of a volume.
-type change struct {
-	stub     string
-	from, to cid.Cid // the root that its job began with, and that of now
-}
-
-// sees names the roots that a function sees; a volume that only itself has changed counts as unchanged.
-func (w *wrote) sees(key callKey, refs []protocol.VolumeRef) string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// roots names what a function sees of volumes: a call that is made when they have moved goes to a job that sees them as they
+// are, whoever has moved them. Beam's volumes are one file system for all, so what a call that has returned wrote is there.
+func roots(refs []protocol.VolumeRef) string {
 	var b strings.Builder
 	for i := range refs {
-		root := refs[i].Root
-		if c, ok := w.last[volumeKey(key.user, refs[i].Name)]; ok && c.stub == key.stub && c.to == root {
-			root = c.from
-		}
-		b.Write(root.Bytes())
+		b.Write(refs[i].Root.Bytes())
 	}
 	return b.String()
-}
-
-func (w *wrote) note(volume, stub string, before, after cid.Cid) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.last == nil {
-		w.last = map[string]change{}
-	}
-	c := w.last[volume]
-	if c.stub != stub || c.to != before {
-		c = change{stub: stub, from: before}
-	}
-	c.to = after
-	w.last[volume] = c
 }
 
 // mergeWritten lays what a call has written into volumes over what they hold: the last to end wins, file by file.
@@ -339,7 +307,6 @@ func (b *Bridge) mergeInto(ctx context.Context, end *callEnd, name string, top c
 	if err != nil {
 		return row, fmt.Errorf("merging into volume %s: %w", name, err)
 	}
-	b.wrote.note(key, end.row.Stub, row.Root, tree.Root)
 	row.Root, row.Bytes, row.Blocks, row.Files, row.Created = tree.Root, tree.Bytes, tree.Blocks, tree.Files, b.cfg.Clock()
 	return row, nil
 }

@@ -161,7 +161,10 @@ func (t *turn) merged(j *job, root cid.Cid, note string) {
 		return
 	}
 	j.merging = false
-	j.row.Result, j.row.ResultNote = root, note
+	j.row.Result = root
+	if j.calls == nil || note != "" { // how calls have failed is already said
+		j.row.ResultNote = note
+	}
 	if p := j.tracker.Progress(); p.InputsDone < p.Inputs && root.Defined() && note == "" {
 		j.row.ResultNote = fmt.Sprintf("partial: %d of %d inputs", p.InputsDone, p.Inputs)
 	}

@@ -100,6 +100,7 @@ type callBook struct {
 	open   map[uint64]*call // calls that have not ended, by input
 	idle   time.Time        // since when there is none
 	sealed bool             // no more calls are taken
+	failed uint64           // calls that ended otherwise than done or cancelled
 }
 
 // call is a call that has not ended. The engine owns it.

@@ -36,6 +36,9 @@ func (e *engine) status(j *job) protocol.JobStatus {
 	s.ChunksTotal, s.Cut = j.tracker.Cut()
 	s.InputsDone, s.Leases = p.InputsDone, j.leases
 	s.Retried = retriedOf(j)
+	if j.calls != nil {
+		s.CallsFailed = j.calls.failed
+	}
 	for _, id := range peersOf(j) {
 		l, m := j.lines[id], j.members[id]
 		n := protocol.JobNode{PeerID: id, State: memberWas, ScoreBefore: j.plan.Before[id.String()], ScoreAfter: e.judge.Score(id, e.now()).O}
@@ -113,6 +116,15 @@ func storedStatus(tx *store.Tx, r *store.Job) (s protocol.JobStatus, err error) 
 		}
 	}
 	s.InputsDone = inputs[string(cluster.ChunkDone)]
+	calls, err := tx.CountCalls(r.ID)
+	if err != nil {
+		return s, err
+	}
+	for state, n := range calls {
+		if callFailed(state) {
+			s.CallsFailed += n
+		}
+	}
 	var plan planRecord
 	if len(r.Plan) > 0 {
 		if err := json.Unmarshal(r.Plan, &plan); err != nil {

@@ -146,6 +146,9 @@ func (d *Directory) Run(ctx context.Context) error {
 			return nil
 		})
 	}
+	if len(d.cfg.Shards) > 0 {
+		g.Go(func() error { return d.greet(ctx) })
+	}
 	g.Go(func() error { return d.sweepLoop(ctx) })
 	return g.Wait()
 }
@@ -230,6 +233,12 @@ func (d *Directory) fetchLoop(ctx context.Context) error {
 	}
 }
 
+// heard says whether a heartbeat of a peer has been heard, and the record that it speaks of.
+func (d *Directory) heard(id peer.ID) bool {
+	e, ok := d.index.get(id, d.now())
+	return ok && e.beat != nil && !e.pending()
+}
+
 // fetch brings the record that the peer's heartbeat speaks of: from the peer when we are connected, else
 // from the DHT, where one copy suffices unless it is an old one.
 func (d *Directory) fetch(ctx context.Context, id peer.ID) error {
@@ -245,6 +254,9 @@ func (d *Directory) fetch(ctx context.Context, id peer.ID) error {
 	if len(d.host.Network().ConnsToPeer(id)) > 0 {
 		if found, err := d.ask(ctx, id, []peer.ID{id}); err == nil && len(found) == 1 {
 			d.index.putRecord(found[0].record, d.now())
+			if b := found[0].beat; b != nil && b.fresh(d.now()) {
+				d.index.putBeat(b, 0, d.now())
+			}
 		}
 	}
 	for _, quorum := range []int{1, 0} {

@@ -274,11 +274,20 @@ func within(t testing.TB, d time.Duration) context.Context {
 	return ctx
 }
 
+// quickly bounds what cannot succeed.
+const quickly = 2 * time.Second
+
+// sealed is a signed record of the peer.
+func (p *testPeer) sealed(t testing.TB, gpus ...*pb.GpuGroup) []byte {
+	t.Helper()
+	now := time.Now()
+	return sign(t, p.key, capabilitySeal(), machine(p.id, uint64(now.UnixMicro()), now, gpus...))
+}
+
 // advertise publishes a record and a heartbeat of the peer.
 func (p *testPeer) advertise(t testing.TB, gpus ...*pb.GpuGroup) []byte {
 	t.Helper()
-	now := time.Now()
-	raw := sign(t, p.key, capabilitySeal(), machine(p.id, uint64(now.UnixMicro()), now, gpus...))
+	raw := p.sealed(t, gpus...)
 	ctx := within(t, 20*time.Second)
 	if got, err := p.dir.Advertise(ctx, raw); err != nil {
 		t.Fatalf("advertising: %+v %v", got, err)

@@ -225,6 +225,9 @@ type JobStatus struct {
 	Inputs uint64 `json:"inputs"`
 	// InputsDone is how many inputs are accounted.
 	InputsDone uint64 `json:"inputs_done"`
+	// CallsFailed are the inputs of a function that ended with an exception, a timeout, a killed process or for want of a
+	// node in time; those that were cancelled do not count. Note says how the last of them ended.
+	CallsFailed uint64 `json:"calls_failed,omitempty"`
 	// Leases counts attempts.
 	Leases uint64 `json:"leases"`
 	// Created, Started and Ended are the job's times.

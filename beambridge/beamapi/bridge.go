@@ -41,6 +41,7 @@ type Role string
 const (
 	RoleFull   Role = "full"   // RoleFull does everything in its workspace.
 	RoleInvoke Role = "invoke" // RoleInvoke calls what is there and reads.
+	RoleRead   Role = "read"   // RoleRead only looks.
 	RoleTask   Role = "task"   // RoleTask is one task's own, for a runner.
 )
 

@@ -62,16 +62,16 @@ func (s *Server) restRoutes() {
 		}
 		writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 	})
-	handle("GET /api/v1/workspace/current", RoleInvoke, func(w http.ResponseWriter, _ *http.Request, who Principal) error {
+	handle("GET /api/v1/workspace/current", RoleRead, func(w http.ResponseWriter, _ *http.Request, who Principal) error {
 		writeJSON(w, http.StatusOK, map[string]string{"external_id": who.Workspace, "name": who.Workspace})
 		return nil
 	})
-	handle("GET /api/v1/task/{ws}", RoleInvoke, s.restTasks)
+	handle("GET /api/v1/task/{ws}", RoleRead, s.restTasks)
 	handle("DELETE /api/v1/task/{ws}", RoleInvoke, s.restStop)
-	handle("GET /api/v1/task/{ws}/{id}", RoleInvoke, s.restTask)
-	handle("GET /api/v1/task/{ws}/{id}/subscribe", RoleInvoke, s.restSubscribe)
-	handle("GET /api/v1/deployment/{ws}", RoleInvoke, s.restDeployments)
-	handle("GET /api/v1/deployment/{ws}/{id}", RoleInvoke, s.restDeployment)
+	handle("GET /api/v1/task/{ws}/{id}", RoleRead, s.restTask)
+	handle("GET /api/v1/task/{ws}/{id}/subscribe", RoleRead, s.restSubscribe)
+	handle("GET /api/v1/deployment/{ws}", RoleRead, s.restDeployments)
+	handle("GET /api/v1/deployment/{ws}/{id}", RoleRead, s.restDeployment)
 	handle("GET /api/v1/gateway/objects/{hash}", RoleFull, s.restObject)
 	for _, p := range []string{"{name}", "{name}/{version}"} { // a function called "id" is called by its stub
 		handle("POST /function/"+p, RoleInvoke, s.restInvoke)
@@ -162,6 +162,9 @@ func (s *Server) deployed(r *http.Request, who Principal) (d Deployment, err err
 	}
 	d, err = s.bridge.Stubs.Deployment(r.Context(), who, key)
 	if errors.Is(err, ErrNotFound) || err == nil && !d.Active {
+		if key.Version > 0 {
+			return d, badRequest("there is no active deployment %.80q of a function at version v%d", key.Name, key.Version)
+		}
 		return d, badRequest("there is no active deployment %.80q of a function", key.Name)
 	}
 	return d, err

@@ -172,6 +172,11 @@ func (s *Server) noteBad(from netip.Prefix, token [sha256.Size]byte) {
 	f.count++
 }
 
+// roleRank orders the roles by what they may do.
+var roleRank = map[Role]int{RoleRead: 1, RoleInvoke: 2, RoleFull: 3}
+
+var roleText = map[Role]string{RoleRead: "only looks", RoleInvoke: "may call and read, not change what is there"}
+
 // authenticate finds out who calls; query says that the token may stand in the address.
 func (s *Server) authenticate(ctx context.Context, h http.Header, remote, query string, least Role) (Principal, *connect.Error) {
 	from := origin(remote)
@@ -198,8 +203,8 @@ func (s *Server) authenticate(ctx context.Context, h http.Header, remote, query 
 	switch {
 	case who.Role == RoleTask:
 		return Principal{}, connect.NewError(connect.CodePermissionDenied, errors.New("this token is one task's own: it reports that task and does nothing else"))
-	case least == RoleFull && who.Role != RoleFull:
-		return Principal{}, connect.NewError(connect.CodePermissionDenied, errors.New("this token may call and read, not change what is there"))
+	case roleRank[who.Role] < roleRank[least]:
+		return Principal{}, connect.NewError(connect.CodePermissionDenied, fmt.Errorf("this token %s; `gridbeam bridge token create` makes one that may do more", roleText[who.Role]))
 	}
 	return who, nil
 }

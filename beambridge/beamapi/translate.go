@@ -81,7 +81,7 @@ func offered(req *beamwire.GetOrCreateStubRequest) error {
 	switch {
 	case slices.Contains(servedTypes, req.GetStubType()):
 	case slices.Contains(beamTypes, kind):
-		return refuse("stub type %q is not offered yet: this bridge runs functions", req.GetStubType())
+		return refuse("@%s is not offered yet (stub type %s): this bridge runs @function", kind, req.GetStubType())
 	default:
 		return refuse("stub type %.64q is none of Beam's", req.GetStubType())
 	}
@@ -92,7 +92,7 @@ func offered(req *beamwire.GetOrCreateStubRequest) error {
 		asked bool
 		what  string
 	}{
-		{len(req.GetSecrets()) > 0, "secrets"},
+		{len(req.GetSecrets()) > 0, "secrets="},
 		{req.GetCallbackUrl() != "", "callback_url"},
 		{len(req.GetAllowList()) > 0, "allow_list"},
 		{req.GetTcp(), "tcp"},
@@ -227,6 +227,9 @@ func (s *Stub) mounts(asked []*beamwire.Volume, names map[string]string) error {
 // volumesDir is where Beam has volumes.
 const volumesDir = "/volumes"
 
+// systemDirs are directories that a sandbox has itself.
+var systemDirs = []string{"/bin", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run", "/sbin", "/sys", "/usr"}
+
 // place turns a mount path into where the volume is and the further paths that lead there.
 func place(mount string) (at string, links []string, err error) {
 	clean := path.Clean(mount)
@@ -234,6 +237,8 @@ func place(mount string) (at string, links []string, err error) {
 	switch {
 	case mount == "" || rel == "" || rel == "." || rel == ".." || strings.HasPrefix(rel, "../") || strings.ContainsRune(mount, 0) || !utf8.ValidString(mount):
 		return "", nil, refuse("mount_path %.80q is no path in the work directory or below /", mount)
+	case path.IsAbs(clean) && slices.Contains(systemDirs, "/"+strings.SplitN(rel, "/", 2)[0]):
+		return "", nil, refuse("mount_path %.80q: the sandbox has /%s itself; mount the volume at ./%s", mount, strings.SplitN(rel, "/", 2)[0], path.Base(clean))
 	case strings.HasPrefix(clean, volumesDir+"/"):
 		return clean, []string{strings.TrimPrefix(clean, volumesDir+"/")}, nil
 	case path.IsAbs(clean):

@@ -433,7 +433,7 @@ func TestRequirementsAreNeverWeakerThanAsked(t *testing.T) {
 func TestPlacesOfAVolumeStayWhereTheyBelong(t *testing.T) {
 	for mount, want := range map[string]string{
 		"./w": "/volumes/w w", "w/": "/volumes/w w", "a/b": "/volumes/a/b a/b", "/data": "/volumes/data data /data", "/volumes/x": "/volumes/x x", "a/../b": "/volumes/b b",
-		"": "", ".": "", "/": "", "..": "", "../a": "", "a/../../b": "", "a\x00b": "", "/../etc": "/volumes/etc etc /etc", "\xff": "",
+		"": "", ".": "", "/": "", "..": "", "../a": "", "a/../../b": "", "a\x00b": "", "/../data": "/volumes/data data /data", "/etc": "", "/../etc/x": "", "/usr/share": "", "/etcetera": "/volumes/etcetera etcetera /etcetera", "\xff": "",
 	} {
 		at, links, err := place(mount)
 		got := strings.TrimSpace(at + " " + strings.Join(links, " "))

@@ -13,6 +13,7 @@ type Filter struct {
 	Removed int    `json:"removed"`        // Removed is how many candidates it alone rules out.
 	Left    int    `json:"left"`           // Left is how many were left after it and all before it.
 	Best    string `json:"best,omitempty"` // Best is the best value that was there, where it left nobody.
+	Fix     string `json:"fix,omitempty"`  // Fix says what to do where it left nobody, if that is not plain from Want.
 }
 
 // Explanation says why a selection came out as it did: what gridbeam job explain prints.
@@ -46,6 +47,9 @@ func (x Explanation) Summary() string {
 		fmt.Fprintf(&b, "%s%s leaves %d", sep, f.Want, f.Left)
 		sep = ", "
 		if f.Left == 0 {
+			if f.Fix != "" {
+				fmt.Fprintf(&b, ": %s", f.Fix)
+			}
 			if f.Best != "" {
 				fmt.Fprintf(&b, " (best is %s)", f.Best)
 			}

@@ -133,6 +133,7 @@ type filter struct {
 	value      func(i int) float64    // what a candidate has, where that is a number
 	lower      bool                   // a lower value is a better one
 	show       func(v float64) string // the value for people
+	fix        string                 // what to do where it leaves nobody
 }
 
 func failBelow[T cmp.Ordered](mask []uint32, col []T, least T) func(uint32) int {
@@ -179,13 +180,17 @@ func (f *Fleet) filters(j *Job) []filter {
 		{name: "standing", want: "not suspended", fail: failBelow(f.mask, f.standing, uint8(StandingProbation))},
 		{name: "run", want: "run " + j.Backend.String(), fail: failBelow(f.mask, f.runs[j.Backend], uint8(IsolationDev))},
 	}
+	if j.Backend == BackendHost {
+		fs[len(fs)-1].want = "runs functions"
+		fs[len(fs)-1].fix = "start a node with `gridbeam node run --min-isolation shared`, on a machine that has bubblewrap and python3"
+	}
 	add := func(x filter) { fs = append(fs, x) }
 	if j.Host != "" {
 		ok := make([]bool, len(f.hosts.values))
 		for i, names := range f.hosts.values {
 			ok[i] = slices.ContainsFunc(names, func(n string) bool { return n == j.Host || strings.HasPrefix(n, j.Host+".") })
 		}
-		add(filter{name: "host", want: "host " + j.Host, fail: failUnless(f.mask, f.host, ok)})
+		add(filter{name: "host", want: "host " + j.Host, fix: "ask for a Python that a node has, or start a node that has this one", fail: failUnless(f.mask, f.host, ok)})
 	}
 	if j.Isolation > IsolationDev {
 		add(filter{name: "min_isolation", want: "min_isolation " + j.Isolation.String(), fail: failBelow(f.mask, f.runs[j.Backend], uint8(j.Isolation))})
@@ -369,6 +374,9 @@ func (f *Fleet) match(j *Job) ([]int32, []Filter) {
 		before := left
 		left -= first[k]
 		counts[k].Left = left
+		if left == 0 && before > 0 {
+			counts[k].Fix = fs[k].fix
+		}
 		if left == 0 && before > 0 && fs[k].value != nil {
 			counts[k].Best = f.best(&fs[k], 1<<k-1)
 		}

@@ -98,6 +98,7 @@ exit=excluded.exit, reason=excluded.reason, text=excluded.text, node=excluded.no
 started=excluded.started, ended=excluded.ended`}
 	getCall       = &query{"SELECT " + callColumns + " FROM calls WHERE id=?"}
 	callsOfJob    = &query{"SELECT " + callColumns + " FROM calls WHERE job=? ORDER BY input"}
+	countCalls    = &query{"SELECT state, count(*) FROM calls WHERE job=? GROUP BY state"}
 	callsOfUser   = &query{"SELECT " + callColumns + " FROM calls WHERE user=? ORDER BY created DESC, id LIMIT ?"}
 	callsWritten  = &query{"SELECT " + callColumns + " FROM calls WHERE written IS NOT NULL ORDER BY ended, id"}
 	forgetOfCalls = &query{"DELETE FROM calls WHERE id IN (SELECT id FROM calls WHERE ended>0 AND ended<? AND written IS NULL LIMIT ?)"}
@@ -227,6 +228,11 @@ func (t *Tx) GetCall(id string) (Call, error) { return one(t, getCall, scanCall,
 // CallsOfJob yields the calls that are inputs of a job, by input.
 func (t *Tx) CallsOfJob(job protocol.JobID) iter.Seq2[Call, error] {
 	return list(t, callsOfJob, scanCall, job[:])
+}
+
+// CountCalls counts the calls of a job by their state.
+func (t *Tx) CountCalls(job protocol.JobID) (map[string]uint64, error) {
+	return counts(t, countCalls, job[:])
 }
 
 // CallsOfUser returns a user's newest calls, newest first, at most limit.

@@ -211,7 +211,7 @@ func announceBridge(ctx context.Context, c *cobra.Command, f *bridgeFlags, b *be
 		p("network  %q, made by this start", f.name)
 	}
 	if s.Restored > 0 {
-		p("jobs     %d unfinished jobs go on", s.Restored)
+		p("jobs     %s", goesOn(s.Restored))
 	}
 	p("\nOffer this machine:     gridbeam node run")
 	p("Offer another machine:  gridbeam node run --join %s\n", r.Invitation)
@@ -255,4 +255,11 @@ func networkCommand() *cobra.Command {
 	}}
 	out.flag(invite, false)
 	return group("network", "Networks and who may join them", invite)
+}
+
+func goesOn(jobs int) string {
+	if jobs == 1 {
+		return "1 unfinished job goes on"
+	}
+	return fmt.Sprintf("%d unfinished jobs go on", jobs)
 }

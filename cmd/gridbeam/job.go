@@ -147,7 +147,10 @@ func follow(ctx context.Context, c *cobra.Command, api *client.Client, out *outp
 	}
 	switch s.State {
 	case "done":
-		if !out.json() {
+		if s.CallsFailed > 0 {
+			return withCode(exitFailed, fmt.Errorf("job %s: %s", s.ID, firstLine(s.Note)))
+		}
+		if !out.json() && s.ResultCID != "" {
 			say.line("fetch the results with: gridbeam job results %s --out DIR", s.ID)
 		}
 		return nil

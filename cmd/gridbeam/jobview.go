@@ -37,6 +37,9 @@ func jobLine(s *protocol.JobStatus) string {
 	if len(s.Retried) > 0 {
 		parts = append(parts, fmt.Sprintf("%d given out again", len(s.Retried)))
 	}
+	if s.CallsFailed > 0 {
+		parts = append(parts, printable(s.Note))
+	}
 	if s.ChunksFailed > 0 {
 		parts = append(parts, fmt.Sprintf("%d failed", s.ChunksFailed))
 	}
@@ -73,6 +76,9 @@ func writeStatus(w io.Writer, s *protocol.JobStatus, now time.Time) {
 		p("because  %s", printable(s.Text))
 	}
 	p("inputs   %d of %d done in %d chunks, %d running, %d failed", s.InputsDone, s.Inputs, s.ChunksDone, s.ChunksRunning, s.ChunksFailed)
+	if s.CallsFailed > 0 {
+		p("calls    %d of %d failed", s.CallsFailed, s.Inputs)
+	}
 	for _, v := range s.Volumes {
 		p("volume   %s  %s, %d bytes in %d blocks", printable(v.Name), v.CID, v.Bytes, v.Blocks)
 	}
@@ -120,7 +126,7 @@ func jobColumns(now time.Time) []column[protocol.JobStatus] {
 		{"COST", func(j *s) string { return usd(j.SpentUUSD) }},
 		{"SECONDS", func(j *s) string { return fmt.Sprintf("%.1f", seconds(j, now)) }},
 		{"SUBMITTED", func(j *s) string { return j.Created.Local().Format(time.DateTime) }},
-		{"WHY", func(j *s) string { return firstLine(j.Text) }},
+		{"WHY", func(j *s) string { return whyOf(j) }},
 	}
 }
 
@@ -197,4 +203,12 @@ func writeCriteria(w io.Writer, criteria []protocol.CriterionScore, indent strin
 		_, _ = fmt.Fprintf(t, "%s%s\t%.2f\t%.2f\t%.4f\t%.2f\n", indent, c.Criterion, c.Good, c.Bad, c.Lower, c.Weight)
 	}
 	_ = t.Flush()
+}
+
+// whyOf is why a job waits or failed, or how calls of a function did.
+func whyOf(s *protocol.JobStatus) string {
+	if s.Text == "" && s.CallsFailed > 0 {
+		return firstLine(s.Note)
+	}
+	return firstLine(s.Text)
 }

@@ -10,7 +10,7 @@ import (
 const MaxSize = 16 << 20
 
 // Remedy is the last part of each refusal's text.
-const Remedy = "return plain data or numpy arrays; or name a class of your own, GRIDBEAM_RESULT_ALLOW=main.Point; " +
+const Remedy = "return plain data or numpy arrays; or name a class of your own in the function's env, as in GRIDBEAM_RESULT_ALLOW=main.Point; " +
 	"or, if you trust the nodes with your machine, GRIDBEAM_RESULT_PICKLE=any"
 
 // ErrRefused means that the pickle holds something that is not known to be data.
