@@ -4,8 +4,6 @@ import (
 	"context"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +14,7 @@ import (
 // TestBeamsJavaScriptSDKCallsADeployment runs Beam's own JavaScript SDK, at the version of its lock file, against real
 // processes: test/interop/beam-js/acceptance.mjs says what it does.
 func TestBeamsJavaScriptSDKCallsADeployment(t *testing.T) {
-	dir := beamJS(t)
+	dir := npmInstall(t, "beam-js", "acceptance.mjs")
 	g := newBeamGrid(t, 2)
 	c := g.client()
 	for name, handler := range map[string]string{"square": "app:square", "slow": "app:slow"} {
@@ -40,35 +38,4 @@ func TestBeamsJavaScriptSDKCallsADeployment(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-}
-
-// beamJS installs the SDK into a directory of the test, or skips and says what is missing.
-func beamJS(t *testing.T) string {
-	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "node", "--version").Output()
-	major, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(string(out)), "v"), ".")
-	if n, convErr := strconv.Atoi(major); err != nil || convErr != nil || n < 20 {
-		t.Skipf("Beam's JavaScript SDK needs Node 20 or newer, here is %q; install it from nodejs.org, Debian 12 has 18", strings.TrimSpace(string(out)))
-	}
-	if _, err := exec.LookPath("npm"); err != nil {
-		t.Skip("Beam's JavaScript SDK is installed by npm, which is not here: apt-get install npm")
-	}
-	dir := t.TempDir()
-	for _, name := range []string{"package.json", "package-lock.json", "acceptance.mjs"} {
-		b, err := os.ReadFile(filepath.Join("test", "interop", "beam-js", name))
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, name), b, 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	install := exec.CommandContext(ctx, "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts")
-	install.Dir = dir
-	if out, err := install.CombinedOutput(); err != nil {
-		t.Skipf("Beam's JavaScript SDK cannot be installed from the npm registry: %v\n%s", err, out[max(0, len(out)-500):])
-	}
-	return dir
 }
