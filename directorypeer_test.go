@@ -23,10 +23,10 @@ import (
 
 // directoryPeer is a real host on TCP and loopback with a directory, as a node has them.
 type directoryPeer struct {
-	key    crypto.PrivKey
-	id     peer.ID
-	host   *p2p.Host
-	dir    *dht.Directory
+	key  crypto.PrivKey
+	id   peer.ID
+	host *p2p.Host
+	dir  *dht.Directory
 	seq  uint64
 }
 
@@ -105,7 +105,7 @@ func (p *directoryPeer) advertise(t *testing.T, gpus ...*pb.GpuGroup) []byte {
 }
 
 // beat publishes heartbeats until ctx ends.
-func (p *directoryPeer) beat(t *testing.T, ctx context.Context, record []byte, groups ...*pb.GroupLoad) {
+func (p *directoryPeer) beat(ctx context.Context, t *testing.T, record []byte, groups ...*pb.GroupLoad) {
 	digest := sha256.Sum256(record)
 	for tick := time.NewTicker(200 * time.Millisecond); ; {
 		now := time.Now()

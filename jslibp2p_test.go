@@ -42,7 +42,7 @@ func TestU3_AnIndependentClientReadsAndWritesTheDirectory(t *testing.T) {
 	beating := make(chan struct{})
 	go func() {
 		defer close(beating)
-		subject.beat(t, beats, record, &pb.GroupLoad{Index: 0, Free: 5})
+		subject.beat(beats, t, record, &pb.GroupLoad{Index: 0, Free: 5})
 	}()
 	defer func() { stop(); <-beating }()
 
@@ -94,4 +94,3 @@ func TestU3_AnIndependentClientReadsAndWritesTheDirectory(t *testing.T) {
 		t.Errorf("%d wrong records were refused, want 13: %q", refused, said)
 	}
 }
-
