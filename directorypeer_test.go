@@ -153,6 +153,8 @@ func (p *directoryPeer) sees(t *testing.T, what, id string) string {
 	return found
 }
 
+var _ dht.Gossip = (*shardGossip)(nil)
+
 // shardGossip carries heartbeats over a host's topics.
 type shardGossip struct {
 	host *p2p.Host
@@ -175,7 +177,7 @@ func (g *shardGossip) join(name string) (*p2p.Topic[[]byte], error) {
 	verdicts := map[dht.Verdict]p2p.Verdict{dht.Accept: p2p.Accept, dht.Ignore: p2p.Ignore, dht.Reject: p2p.Reject}
 	topic, err := p2p.Join(g.host, name, p2p.TopicConfig[[]byte]{
 		MaxSize: protocol.MaxAvailability,
-		Decode:  func(data []byte, _ peer.ID) ([]byte, error) { return data, nil },
+		Decode:  asBytes,
 		Validate: func(_ context.Context, m p2p.Received[[]byte]) p2p.Verdict {
 			g.mu.Lock()
 			take := g.take[name]
@@ -224,3 +226,5 @@ func (g *shardGossip) Subscribe(ctx context.Context, name string, take func(peer
 		}
 	}
 }
+
+func asBytes(b []byte, _ peer.ID) ([]byte, error) { return b, nil }

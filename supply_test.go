@@ -37,7 +37,6 @@ type claimant struct {
 var (
 	_ dht.Source   = (*claimant)(nil)
 	_ dht.SeqStore = (*claimant)(nil)
-	_ dht.Gossip   = (*spokenGossip)(nil)
 )
 
 // claim adds a claimant; it is started with the farm, or by Start.
@@ -63,7 +62,7 @@ func (c *claimant) run(ctx context.Context, env testnet.Env) error {
 	cfg := dht.DefaultConfig()
 	cfg.K, cfg.Mode = 8, dht.ModeClient
 	rnd := func() *rand.Rand { return rand.New(rand.NewPCG(1, uint64(c.Index()))) }
-	dir, err := dht.New(cfg, env.Host.Host(), &spokenGossip{host: env.Host, topics: map[string]*p2p.Topic[[]byte]{}}, time.Now, rnd(), slog.New(slog.DiscardHandler))
+	dir, err := dht.New(cfg, env.Host.Host(), newShardGossip(env.Host), time.Now, rnd(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
@@ -176,33 +175,3 @@ func (c *claimant) LastSeq() (uint64, error) { return 0, nil }
 
 // SaveSeq implements dht.SeqStore.
 func (c *claimant) SaveSeq(uint64) error { return nil }
-
-// spokenGossip publishes heartbeats and hears none.
-type spokenGossip struct {
-	host *p2p.Host
-
-	mu     sync.Mutex
-	topics map[string]*p2p.Topic[[]byte]
-}
-
-// Publish implements dht.Gossip.
-func (g *spokenGossip) Publish(ctx context.Context, topic string, data []byte) (int, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	t := g.topics[topic]
-	if t == nil {
-		var err error
-		if t, err = p2p.Join(g.host, topic, p2p.TopicConfig[[]byte]{MaxSize: protocol.MaxAvailability, Decode: asBytes}); err != nil {
-			return 0, err
-		}
-		g.topics[topic] = t
-	}
-	return len(t.Peers()), t.Publish(ctx, data)
-}
-
-// Subscribe implements dht.Gossip.
-func (g *spokenGossip) Subscribe(context.Context, string, func(peer.ID, []byte) dht.Verdict) error {
-	return errors.New("a claimant listens to nobody")
-}
-
-func asBytes(b []byte, _ peer.ID) ([]byte, error) { return b, nil }

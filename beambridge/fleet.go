@@ -275,13 +275,14 @@ func (b *Bridge) candidate(c *dht.Candidate, s *placing, now time.Time) cluster.
 	for _, g := range rec.GetGpus() {
 		x.GPUs = append(x.GPUs, cluster.GPU{Model: g.GetModel(), Count: int(g.GetCount()) - int(g.GetFaulted()), VRAMGB: protocol.NominalGB(g.GetVramBytes())})
 	}
-	if n := rec.GetNetwork(); n.GetMeasuredBy() != "" {
-		x.Tier, _ = cluster.ParseTier(strings.TrimSuffix(dht.BandwidthTier(n.GetDown(), n.GetUp()), "none"))
-		x.Bandwidth = float64(n.GetDown()) / 8
-	}
 	for _, l := range rec.GetLabels() {
-		if b.believes(c.Peer, l, now) {
-			x.Labels = append(x.Labels, l.GetKey()+"="+l.GetValue())
+		if !b.believes(c.Peer, l, now) {
+			continue // what a node says of itself satisfies no requirement and earns no score
+		}
+		x.Labels = append(x.Labels, l.GetKey()+"="+l.GetValue())
+		if l.GetKey() == protocol.LabelTier {
+			x.Tier, _ = cluster.ParseTier(l.GetValue())
+			x.Bandwidth = x.Tier.Down()
 		}
 	}
 	x.Slots, x.Queue = slotsOf(&x, s.want, av, now)

@@ -14,6 +14,7 @@ import (
 	"github.com/gridbeam/gridbeam/dht"
 	"github.com/gridbeam/gridbeam/node/executor"
 	"github.com/gridbeam/gridbeam/protocol"
+	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
 
 // ErrConfig means that a field of the configuration cannot be used; the text names it.
@@ -44,6 +45,9 @@ type Config struct {
 	Networks []protocol.NetworkFile
 	// OperatorKey, if not nil, signs that this node is its operator's own (protocol.LabelOperator).
 	OperatorKey crypto.PrivKey
+	// Labels are what the record says of the node beyond its hardware: own claims, and what others have signed about
+	// it. Default none; at most 15, as a record has room for 16 with the operator's.
+	Labels []*pb.Label
 	// Ask is the price in micro-USD per slot-hour. Default 0: free.
 	Ask uint64
 	// Slots is how many chunks run at once. Default 0: one per core, less where memory is short (512 MiB
@@ -111,6 +115,8 @@ func (c Config) Validate() error {
 		return bad("Buckets", "is %d, want at least 1", c.Buckets)
 	case c.Idle < 5*time.Second || c.Idle > time.Hour:
 		return bad("Idle", "is %s, want 5 s..1 h", c.Idle)
+	case len(c.Labels) > maxLabels:
+		return bad("Labels", "has %d, at most %d fit a record", len(c.Labels), maxLabels)
 	case c.Clock == nil:
 		return bad("Clock", "is nil")
 	}
@@ -127,7 +133,9 @@ func (c Config) Validate() error {
 
 const (
 	maxSlots = 1024
-	maxAsk   = 10_000_000_000 // ten thousand dollars an hour, the bound of an Offer
+	// maxLabels leaves a record's sixteenth label to the operator's.
+	maxLabels = 15
+	maxAsk    = 10_000_000_000 // ten thousand dollars an hour, the bound of an Offer
 	// slotMemory is what a slot has to have to be worth offering.
 	slotMemory = 512 << 20
 	// nodeMemory is what the node keeps for itself (execution.md 3).

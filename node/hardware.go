@@ -2,12 +2,16 @@ package node
 
 import (
 	"bytes"
+	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // readHost reads processor, memory and the disk of a directory; root is the root of the file system, of which
@@ -28,7 +32,35 @@ func readHost(root fs.FS, dir string) Inventory {
 		}
 	}
 	inv.Disk, inv.DiskFree = readDisk(dir)
+	inv.DiskClass = diskClass(root, deviceOf(dir))
 	return inv
+}
+
+// diskClass says what kind of drive a device of a file system is on, by sysfs: nvme, ssd, hdd, or data where that cannot be
+// told, as for one that lies in the network, in memory, or over several drives.
+func diskClass(root fs.FS, device string) string {
+	const other = "data"
+	if device == "" {
+		return other
+	}
+	place, err := fs.ReadLink(root, "sys/dev/block/"+device) // ../../devices/pci…/nvme/nvme0/nvme0n1/nvme0n1p2
+	switch {
+	case err != nil || strings.HasPrefix(place, "../../devices/virtual/"):
+		return other
+	case strings.Contains(place, "/nvme/"):
+		return "nvme"
+	}
+	disk := path.Join("sys/dev/block", place)
+	for _, dir := range []string{disk, path.Dir(disk)} { // a partition's flag is its disk's
+		b, _ := fs.ReadFile(root, dir+"/queue/rotational")
+		switch strings.TrimSpace(string(b)) {
+		case "0":
+			return "ssd"
+		case "1":
+			return "hdd"
+		}
+	}
+	return other
 }
 
 func clip(s string, n int) string {
@@ -94,6 +126,16 @@ func readDisk(dir string) (total, free uint64) {
 		return 0, 0
 	}
 	return st.Blocks * uint64(st.Bsize), st.Bavail * uint64(st.Bsize)
+}
+
+// deviceOf is the device number of a directory's file system as major:minor, empty when it cannot be told.
+func deviceOf(dir string) string {
+	var st syscall.Stat_t
+	if err := syscall.Stat(dir, &st); err != nil {
+		return ""
+	}
+	dev := uint64(st.Dev) //nolint:unconvert // other systems have 32 bits
+	return fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev))
 }
 
 // onTmpfs says whether a directory is in memory.

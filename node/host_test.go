@@ -1,6 +1,10 @@
 package node
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -154,5 +158,79 @@ func TestHeartbeatsSayHowBusyTheNodeIs(t *testing.T) {
 		if err != nil || a.GetState() != want || a.GetRunning() != 2 || a.GetQueued() != 1 || a.GetRamFreeMib() != 5 || a.GetDiskFreeGib() != 7 {
 			t.Errorf("the heartbeat is %v, %v, want %s", a, err, want)
 		}
+	}
+}
+
+func TestTheKindOfDriveIsReadFromSysfs(t *testing.T) {
+	root := t.TempDir()
+	for _, at := range []struct{ place, rotational string }{
+		{"sys/devices/pci0000:00/0000:01:00.0/nvme/nvme0/nvme0n1/nvme0n1p2", ""},
+		{"sys/devices/pci0000:00/ata1/block/sda/sda1", ""},
+		{"sys/devices/pci0000:00/ata1/block/sda/queue", "1\n"},
+		{"sys/devices/pci0000:00/virtio1/block/vda/queue", "0\n"},
+		{"sys/devices/virtual/block/dm-0/queue", "0\n"},
+		{"sys/dev/block", ""},
+	} {
+		if err := os.MkdirAll(filepath.Join(root, at.place), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if at.rotational != "" {
+			if err := os.WriteFile(filepath.Join(root, at.place, "rotational"), []byte(at.rotational), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for device, c := range map[string]struct{ place, want string }{
+		"259:2": {"../../devices/pci0000:00/0000:01:00.0/nvme/nvme0/nvme0n1/nvme0n1p2", "nvme"},
+		"8:1":   {"../../devices/pci0000:00/ata1/block/sda/sda1", "hdd"},
+		"254:0": {"../../devices/pci0000:00/virtio1/block/vda", "ssd"},
+		"253:0": {"../../devices/virtual/block/dm-0", "data"},
+		"0:40":  {"", "data"}, // tmpfs, NFS, overlays: no block device
+	} {
+		if c.place != "" {
+			if err := os.Symlink(c.place, filepath.Join(root, "sys/dev/block", device)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := diskClass(os.DirFS(root), device); got != c.want {
+			t.Errorf("%s is %q, want %q", device, got, c.want)
+		}
+	}
+}
+
+func TestLabelsAreInTheRecordWhileTheyHold(t *testing.T) {
+	s := newTestSpeaker(t)
+	issuer := newKey(t)
+	now := time.Now()
+	signed, err := protocol.SignLabel(issuer, s.self, "host.type", "datacenter", now.Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.labels = []*pb.Label{signed, {Key: "rack", Value: "7"}}
+	words := func(at time.Time) (out []string) {
+		raw, err := s.Record(7, at, at.Add(time.Hour), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := protocol.OpenCapability(raw, s.self)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range c.GetLabels() {
+			_, ok := protocol.VerifyLabel(l, s.self, at)
+			out = append(out, fmt.Sprint(l.GetKey(), "=", l.GetValue(), " ", ok))
+		}
+		return out
+	}
+	if got := words(now); !slices.Equal(got, []string{"host.type=datacenter true", "rack=7 false"}) {
+		t.Errorf("the labels are %q", got)
+	}
+	if got := words(now.Add(2 * time.Hour)); !slices.Equal(got, []string{"rack=7 false"}) {
+		t.Errorf("when the issuer's word has ended they are %q", got)
+	}
+	var st Status
+	s.compare(&st, now)
+	if len(st.Labels) != 2 || st.Labels[0].Expires == nil || st.Labels[1].Issuer != "" || len(st.Profiles) != len(protocol.Profiles()) || st.Profiles[0].Met {
+		t.Errorf("the status says %+v %+v", st.Labels, st.Profiles)
 	}
 }

@@ -247,6 +247,7 @@ func (s *site) status() Status {
 	for _, o := range s.backends {
 		st.Executors = append(st.Executors, o.names()...)
 	}
+	s.speaker.compare(&st, s.cfg.Clock())
 	known := s.gate.known()
 	s.book.fill(&st, known)
 	for i := range st.Bridges {

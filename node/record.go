@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
@@ -27,6 +28,7 @@ type speaker struct {
 	self     protocol.PeerID
 	key      crypto.PrivKey
 	operator crypto.PrivKey
+	labels   []*pb.Label
 	version  string
 	local    bool
 	started  time.Time
@@ -63,6 +65,14 @@ func (s *speaker) Record(seq uint64, issued, expires time.Time, leaving bool) ([
 	if leaving {
 		return protocol.SealCapability(s.key, c)
 	}
+	if err := s.describe(c, issued); err != nil {
+		return nil, err
+	}
+	return s.fit(c)
+}
+
+// describe fills in what the node is.
+func (s *speaker) describe(c *pb.Capability, issued time.Time) error {
 	for _, a := range s.public() {
 		c.Addrs = append(c.Addrs, a.Bytes())
 	}
@@ -80,24 +90,51 @@ func (s *speaker) Record(seq uint64, issued, expires time.Time, leaving bool) ([
 	if s.operator != nil {
 		l, err := protocol.SignLabel(s.operator, s.self, protocol.LabelOperator, "node", issued.Add(labelLife))
 		if err != nil {
-			return nil, fmt.Errorf("signing the operator's label: %w", err)
+			return fmt.Errorf("signing the operator's label: %w", err)
 		}
 		c.Labels = append(c.Labels, l)
 	}
-	return s.fit(c)
+	for _, l := range s.labels {
+		if len(l.GetIssuer()) == 0 || l.GetExpires() > issued.UnixMilli() { // one that has run out says nothing
+			c.Labels = append(c.Labels, l)
+		}
+	}
+	return nil
 }
 
-// fit leaves out what may be left out until the record has its size: addresses past three, then device tags.
+// compare tells what the record says beyond hardware, and how the node stands to the profiles of reward policies.
+func (s *speaker) compare(st *Status, now time.Time) {
+	c := &pb.Capability{}
+	if err := s.describe(c, now); err != nil {
+		return // the announcer meets the same error, and reports it
+	}
+	for _, l := range c.GetLabels() {
+		x := LabelStatus{Key: l.GetKey(), Value: l.GetValue(), Issuer: protocol.PeerID(l.GetIssuer())}
+		if l.GetExpires() != 0 {
+			x.Expires = new(time.UnixMilli(l.GetExpires()))
+		}
+		st.Labels = append(st.Labels, x)
+	}
+	for _, p := range protocol.Profiles() {
+		all := p.Check(c)
+		st.Profiles = append(st.Profiles, ProfileStatus{Name: p.Name, Met: protocol.Meets(all), Requirements: all})
+	}
+}
+
+// fit leaves out what may be left out until the record has its size: addresses past three, own claims, device tags.
 func (s *speaker) fit(c *pb.Capability) ([]byte, error) {
 	for {
 		raw, err := protocol.SealCapability(s.key, c)
 		if !errors.Is(err, protocol.ErrTooLarge) {
 			return raw, err
 		}
+		claimed := slices.IndexFunc(c.Labels, func(l *pb.Label) bool { return len(l.GetIssuer()) == 0 })
 		tagged := slices.IndexFunc(c.Gpus, func(g *pb.GpuGroup) bool { return len(g.DeviceTags) > 0 })
 		switch {
 		case len(c.Addrs) > 3:
 			c.Addrs = c.Addrs[:3]
+		case claimed >= 0:
+			c.Labels = slices.Delete(c.Labels, claimed, claimed+1)
 		case tagged >= 0:
 			c.Gpus[tagged].DeviceTags = nil
 		default:
@@ -115,7 +152,7 @@ func (s *speaker) host(inv *Inventory) *pb.Host {
 		h.Cores = h.Threads
 	}
 	if inv.Disk > 0 {
-		h.Storage = []*pb.Storage{{Class: "data", Total: inv.Disk, Usable: inv.DiskFree}}
+		h.Storage = []*pb.Storage{{Class: cmp.Or(inv.DiskClass, "data"), Total: inv.Disk, Usable: inv.DiskFree}}
 	}
 	for _, b := range s.backends {
 		h.Executors = append(h.Executors, b.names()...)

@@ -50,6 +50,10 @@ type Status struct {
 	Executors []string `json:"executors"`
 	// Inventory is the machine.
 	Inventory Inventory `json:"inventory"`
+	// Labels are what its record says of it besides.
+	Labels []LabelStatus `json:"labels,omitempty"`
+	// Profiles compare it with the minimum specifications of reward policies.
+	Profiles []ProfileStatus `json:"profiles"`
 	// Directory is how many servers of the directory are known; 0 means that nobody learns of the node.
 	Directory int `json:"directory_servers"`
 	// Jobs are the clusters that the node belongs to.
@@ -62,6 +66,28 @@ type Status struct {
 	Done uint64 `json:"done"`
 	// Failed counts handed-over leases that ended for a reason other than done.
 	Failed uint64 `json:"failed"`
+}
+
+// LabelStatus is one label of the node's record.
+type LabelStatus struct {
+	// Key and Value are the label.
+	Key string `json:"key"`
+	// Value is free text.
+	Value string `json:"value"`
+	// Issuer has signed it; empty means that it is the node's own claim, which earns nothing.
+	Issuer protocol.PeerID `json:"issuer,omitempty"`
+	// Expires is when the issuer's word ends; nil for a claim.
+	Expires *time.Time `json:"expires,omitempty"`
+}
+
+// ProfileStatus says how the node stands to one profile (protocol.Profile): that limits rewards, not joining.
+type ProfileStatus struct {
+	// Name is the profile.
+	Name string `json:"name"`
+	// Met says whether every requirement is met.
+	Met bool `json:"met"`
+	// Requirements are its lines.
+	Requirements []protocol.Requirement `json:"requirements"`
 }
 
 // NetworkStatus is a joined network.
@@ -151,6 +177,8 @@ type Inventory struct {
 	Disk uint64 `json:"disk"`
 	// DiskFree is what is free on it, in bytes.
 	DiskFree uint64 `json:"disk_free"`
+	// DiskClass is the kind of drive that it is on: nvme, ssd, hdd, or data where that is not known.
+	DiskClass string `json:"disk_class,omitempty"`
 	// GPUs are the groups of identical devices and the devices that cannot be offered.
 	GPUs gpu.Inventory `json:"gpus"`
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -387,57 +386,4 @@ func invitation(b []byte, now time.Time) (i Invitation, err error) {
 		return Invitation{}, fmt.Errorf("%w: it expired at %s; ask for a new one", ErrInvitation, i.Expires.UTC().Format(time.RFC3339))
 	}
 	return i, nil
-}
-
-// LabelOperator is the key of the label by which an operator names its own nodes: its value is free, its
-// issuer is the operator's key (trust.md 1).
-const LabelOperator = "operator"
-
-// Bounds of a label's texts, in bytes (discovery.md 2).
-const (
-	maxLabelKey   = 32
-	maxLabelValue = 64
-)
-
-// SignLabel makes a label about subject, signed by the issuer's key over ("gridbeam/label/v1", subject, key,
-// value, expires), each with its length (discovery.md 2).
-func SignLabel(issuer crypto.PrivKey, subject PeerID, key, value string, expires time.Time) (*pb.Label, error) {
-	id, err := peer.IDFromPrivateKey(issuer)
-	if err != nil {
-		return nil, fmt.Errorf("deriving the issuer's peer ID: %w", err)
-	}
-	if err := signsFor("label", issuer, id); err != nil {
-		return nil, err
-	}
-	if key == "" || len(key) > maxLabelKey || len(value) > maxLabelValue {
-		return nil, bounds("label", "key", "%.40q has %d bytes with a value of %d, want 1..%d and at most %d", key, len(key), len(value), maxLabelKey, maxLabelValue)
-	}
-	l := &pb.Label{Key: key, Value: value, Issuer: []byte(id), Expires: expires.UnixMilli()}
-	if l.Signature, err = issuer.Sign(labelSigned(l, subject)); err != nil {
-		return nil, fmt.Errorf("signing a label: %w", err)
-	}
-	return l, nil
-}
-
-// VerifyLabel returns who has signed a label about subject; false when it is the subject's own claim, has
-// expired, is out of bounds, or the signature is not good.
-func VerifyLabel(l *pb.Label, subject PeerID, now time.Time) (issuer PeerID, ok bool) {
-	id, err := peerID("label", l.GetIssuer())
-	switch {
-	case err != nil, id == subject, l.GetExpires() <= now.UnixMilli():
-		return "", false
-	case len(l.GetKey()) > maxLabelKey || len(l.GetValue()) > maxLabelValue || len(l.GetSignature()) != ed25519.SignatureSize:
-		return "", false
-	case !ed25519.Verify(ed25519.PublicKey(id[len(ed25519ID):]), labelSigned(l, subject), l.GetSignature()):
-		return "", false
-	}
-	return id, true
-}
-
-func labelSigned(l *pb.Label, subject PeerID) []byte {
-	b := protowire.AppendString(nil, "gridbeam/label/v1")
-	b = protowire.AppendString(b, string(subject))
-	b = protowire.AppendString(b, l.GetKey())
-	b = protowire.AppendString(b, l.GetValue())
-	return binary.BigEndian.AppendUint64(b, uint64(l.GetExpires()))
 }

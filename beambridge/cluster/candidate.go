@@ -121,6 +121,11 @@ func (t Tier) String() string {
 	return fmt.Sprintf("tier %d", uint8(t))
 }
 
+// Down returns the bound above which the tier's downlink lies, in bytes/s; 0 for an unknown tier.
+func (t Tier) Down() float64 {
+	return [...]float64{0, 12.5e6, 50e6, 100e6, 200e6}[min(t, TierUltra)]
+}
+
 // ParseTier reads a job file's bandwidth; the empty text asks for nothing.
 func ParseTier(s string) (Tier, error) {
 	for i, n := range tierNames {

@@ -254,7 +254,7 @@ func networkCommand() *cobra.Command {
 		return out.object(c.OutOrStdout(), v, func(w io.Writer) { _, _ = fmt.Fprintln(w, v.Invitation) })
 	}}
 	out.flag(invite, false)
-	return group("network", "Networks and who may join them", invite)
+	return group("network", "Networks, who may join them, and what is said of their nodes", invite, labelCommand())
 }
 
 func goesOn(jobs int) string {

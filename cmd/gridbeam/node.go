@@ -35,6 +35,7 @@ type nodeFile struct {
 	MemoryPct    int      `yaml:"memory_percent"`
 	Disk         string   `yaml:"disk"`
 	MinIsolation string   `yaml:"min_isolation"`
+	Labels       []string `yaml:"labels"`
 }
 
 const nodeFileName = "node.yaml"
@@ -62,6 +63,9 @@ const nodeFileText = `# How this machine is offered. Each line shows its default
 # The least isolation for other people's code: strong, shared or dev. Python functions run with shared: in sandboxes
 # of their own, but on this machine's kernel.
 #min_isolation: strong
+# What the record says besides: key=value is this node's own claim, which can be searched for and earns nothing; the text that
+# "gridbeam network label" prints is the word of its issuer.
+#labels: []
 `
 
 type nodeFlags struct {
@@ -70,6 +74,7 @@ type nodeFlags struct {
 	yes, local   bool
 	price        string
 	isolation    string
+	labels       []string
 	slots        int
 	mdns         bool
 	drain        time.Duration
@@ -77,7 +82,7 @@ type nodeFlags struct {
 }
 
 func nodeCommand() *cobra.Command {
-	return group("node", "Offer this machine", nodeInitCommand(), nodeRunCommand(), nodeStatusCommand(),
+	return group("node", "Offer this machine", nodeInitCommand(), nodeRunCommand(), nodeStatusCommand(), nodeSpecsCommand(),
 		nodeControl("pause", "Take no new work; what runs goes on", func(ctx context.Context, c *node.Control, _ time.Duration) error { return c.Pause(ctx) }),
 		nodeControl("resume", "Take work again", func(ctx context.Context, c *node.Control, _ time.Duration) error { return c.Resume(ctx) }),
 		nodeControl("drain", "Take no new work, let what runs end or hand it back, then stay idle", func(ctx context.Context, c *node.Control, d time.Duration) error { return c.Drain(ctx, d) }),
@@ -149,6 +154,7 @@ invitation that the bridge prints: gridbeam node run --join gridbeam:... A bare 
 	fl.StringVar(&f.price, "price", "", "dollars per slot and hour (default 0: free)")
 	fl.IntVar(&f.slots, "slots", 0, "chunks that run at once (default: one per core)")
 	fl.StringVar(&f.isolation, "min-isolation", "", "least isolation for code of others: strong (default) runs WebAssembly only; shared also runs Python functions, in namespaces of this kernel")
+	fl.StringArrayVar(&f.labels, "label", nil, "key=value that the record claims, or a signed label that gridbeam network label has printed; repeatable")
 	fl.BoolVar(&f.mdns, "mdns", true, "find peers in the local network")
 	fl.BoolVar(&f.local, "local", false, "one machine or LAN: do not ask others whether this machine can be reached (default: when all known peers are local)")
 	fl.DurationVar(&f.drain, "drain", 5*time.Second, "how long running chunks may go on after Ctrl-C")
@@ -247,6 +253,11 @@ func writeNode(w io.Writer, s *node.Status) {
 	inv := &s.Inventory
 	p("machine    %d threads of %s, %s memory, %s disk free", inv.Threads, printable(inv.CPUModel), humanize.IBytes(inv.Memory), humanize.IBytes(inv.DiskFree))
 	writeGPUs(w, s)
+	for _, l := range s.Labels {
+		if l.Key != protocol.LabelOperator {
+			p("label      %s", labelText(&l))
+		}
+	}
 	for _, n := range s.Networks {
 		p("network    %s %q", n.ID, printable(n.Name))
 	}

@@ -43,6 +43,9 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 	if file.MDNS != nil && !c.Flags().Changed("mdns") {
 		f.mdns = *file.MDNS
 	}
+	if len(f.labels) == 0 {
+		f.labels = file.Labels
+	}
 	cfg.MDNS, cfg.Slots, cfg.Drain = f.mdns, f.slots, f.drain
 	if f.price != "" {
 		ask, err := protocol.ParseMoney(f.price)
@@ -76,6 +79,9 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 		for _, text := range []string{"/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"} {
 			cfg.Listen = append(cfg.Listen, multiaddr.StringCast(text))
 		}
+	}
+	if cfg.Labels, err = nodeLabels(cfg.Key, f.labels); err != nil {
+		return cfg, err
 	}
 	cfg.OperatorKey, err = operatorKey(c, false)
 	return cfg, err
