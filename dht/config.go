@@ -67,6 +67,14 @@ type Config struct {
 	ColdTimeout time.Duration
 	// StoreBytes bounds the values, and apart from them the providers, that are kept for others. Default 64 MiB.
 	StoreBytes int
+	// ScanStreams bounds the scans that are answered at once, one a peer. Default 8.
+	ScanStreams int
+	// ScanRate is what all scans together may send, bytes per second. Default 4 MiB/s.
+	ScanRate int
+	// ScanQuota is what one peer may have sent to it by scans, bytes in each hour. Default 256 MiB.
+	ScanQuota int
+	// ScanTimeout bounds one exchange on a scan stream, a page of 2 MiB at most. Default 30 s.
+	ScanTimeout time.Duration
 }
 
 // AllShards returns every availability shard, for peers that keep a whole replica.
@@ -96,6 +104,10 @@ func DefaultConfig() Config {
 		ColdParallel: 16,
 		ColdTimeout:  5 * time.Second,
 		StoreBytes:   64 << 20,
+		ScanStreams:  8,
+		ScanRate:     4 << 20,
+		ScanQuota:    256 << 20,
+		ScanTimeout:  30 * time.Second,
 	}
 }
 
@@ -129,6 +141,10 @@ func (c Config) Validate() error {
 		{"ColdParallel", c.ColdParallel},
 		{"ColdTimeout", int(c.ColdTimeout)},
 		{"StoreBytes", c.StoreBytes},
+		{"ScanStreams", c.ScanStreams},
+		{"ScanRate", c.ScanRate},
+		{"ScanQuota", c.ScanQuota},
+		{"ScanTimeout", int(c.ScanTimeout)},
 	} {
 		if f.value <= 0 {
 			return fmt.Errorf("%w: %s has to be above 0", ErrConfig, f.name)

@@ -68,7 +68,8 @@ type Directory struct {
 	index   *replica
 	fetches chan peer.ID
 	rates   *rates
-	started time.Time // when New was called, by our clock
+	values  *boundedStore // what Kademlia stores for others
+	started time.Time     // when New was called, by our clock
 	ready   chan struct{}
 	done    chan struct{}
 	kad     *kad.IpfsDHT // set before ready is closed
@@ -99,6 +100,7 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		index:    newReplica(cfg.MaxNodes),
 		fetches:  make(chan peer.ID, cfg.FetchQueue),
 		rates:    newRates(cfg.QueryRate),
+		values:   newBoundedStore(h.ID(), cfg.StoreBytes),
 		started:  clock(),
 		ready:    make(chan struct{}),
 		done:     make(chan struct{}),
@@ -132,6 +134,10 @@ func (d *Directory) Run(ctx context.Context) error {
 	d.kad, d.wire = table, newMessenger(d.host)
 	serving := d.serveQueries(ctx)
 	defer serving()
+	if d.cfg.Mode != ModeClient {
+		scans := d.serveScans(ctx)
+		defer scans()
+	}
 	close(d.ready)
 
 	g, ctx := errgroup.WithContext(ctx)

@@ -12,14 +12,17 @@ import (
 	"testing"
 	"time"
 
+	ds "github.com/ipfs/go-datastore"
 	"github.com/libp2p/go-libp2p"
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
+	kadrecord "github.com/libp2p/go-libp2p-record"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 	envelope "github.com/libp2p/go-libp2p/core/record"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/gridbeam/gridbeam/protocol"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
 
@@ -315,4 +318,21 @@ func (p *testPeer) beat(t testing.TB, record []byte, state pb.NodeState) {
 	if _, err := p.dir.Beat(within(t, 5*time.Second), raw); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// kadValue is a value as kad-dht keeps it in its store.
+func kadValue(t testing.TB, key string, raw []byte, received time.Time) []byte {
+	t.Helper()
+	rec := kadrecord.MakePutRecord(key, raw)
+	rec.TimeReceived = received.UTC().Format(time.RFC3339Nano)
+	b, err := proto.Marshal(rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// storeKey is the datastore key under which kad-dht keeps a value.
+func storeKey(key string) ds.Key {
+	return ds.NewKey("/" + protocol.NamespaceCapability + "/" + noPadding.EncodeToString([]byte(key)))
 }

@@ -54,7 +54,7 @@ func (d *Directory) options() []kad.Option {
 		kad.RoutingTableRefreshPeriod(refresh),
 		kad.MaxRecordAge(maxRecordAge),
 		kad.ValueGCInterval(valueGC),
-		kad.ValueDatastore(newBoundedStore(d.host.ID(), d.cfg.StoreBytes)),
+		kad.ValueDatastore(d.values),
 		kad.ProviderDatastore(newBoundedStore(d.host.ID(), d.cfg.StoreBytes)),
 		kad.ProviderManagerOpts(records.ProvideValidity(provideValidity), records.ProviderAddrTTL(provideValidity), records.CleanupInterval(providerCleanup)),
 		kad.OnRequestHook(newQuota(d.clock).hook),

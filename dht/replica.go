@@ -44,6 +44,25 @@ func (x *replica) live(now time.Time) []*entry {
 	return out
 }
 
+// heard is a heartbeat and when it came.
+type heard struct {
+	*beat
+	arrived time.Time
+}
+
+// beats returns the heartbeats that are fresh, in no particular order.
+func (x *replica) beats(now time.Time) []heard {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	var out []heard
+	for _, e := range x.entries {
+		if e.beat != nil && e.beat.fresh(now) {
+			out = append(out, heard{e.beat, e.arrived})
+		}
+	}
+	return out
+}
+
 // get returns one live entry.
 func (x *replica) get(id peer.ID, now time.Time) (*entry, bool) {
 	x.mu.RLock()

@@ -155,6 +155,38 @@ func (b *boundedStore) GetSize(ctx context.Context, k ds.Key) (int, error) {
 	return b.m.GetSize(ctx, k)
 }
 
+// item is a value with its Kademlia key.
+type item struct {
+	key   [32]byte
+	value []byte
+}
+
+// within returns the values under a datastore namespace ("/name/") whose Kademlia keys are let through, in no
+// particular order.
+func (b *boundedStore) within(ctx context.Context, namespace string, through func(key [32]byte) bool) []item {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []item
+	for name, h := range b.meta {
+		if !strings.HasPrefix(name.String(), namespace) {
+			continue
+		}
+		key := h.distance
+		for i := range key {
+			key[i] ^= b.self[i]
+		}
+		if !through(key) {
+			continue
+		}
+		v, err := b.m.Get(ctx, name)
+		if err != nil { // a map does not fail
+			continue
+		}
+		out = append(out, item{key, v})
+	}
+	return out
+}
+
 // Query implements datastore.Datastore.
 func (b *boundedStore) Query(ctx context.Context, q dsq.Query) (dsq.Results, error) {
 	b.mu.Lock()

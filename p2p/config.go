@@ -164,6 +164,7 @@ func defaultProtocols() map[libprotocol.ID]ProtocolLimits {
 		}
 	}
 	set(2, 64<<10, protocol.ProtoAuth, protocol.ProtoAttest)
+	set(2, 256<<10, protocol.ProtoScan) // one is served; the next may open while it closes
 	set(2, protocol.MaxFrame, protocol.ProtoLease, protocol.ProtoReceipt)
 	set(32, protocol.MaxFrame, protocol.ProtoReserve, protocol.ProtoClaim, protocol.ProtoResult)
 	set(32, 256<<10, protocol.ProtoQuery)

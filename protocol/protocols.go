@@ -23,6 +23,8 @@ const (
 	ProtoLogs protocol.ID = "/gridbeam/logs/1.0.0"
 	// ProtoQuery asks an index peer for capability records.
 	ProtoQuery protocol.ID = "/gridbeam/query/1.0.0"
+	// ProtoScan reads what a server of the directory holds, in the order of the keys.
+	ProtoScan protocol.ID = "/gridbeam/scan/1.0.0"
 	// ProtoBlocks transfers verified ranges of blocks (volumes.md 6; not spoken yet).
 	ProtoBlocks protocol.ID = "/gridbeam/blocks/1.0.0"
 	// ProtoKad is our own Kademlia.
