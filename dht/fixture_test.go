@@ -20,6 +20,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 	envelope "github.com/libp2p/go-libp2p/core/record"
+	"github.com/libp2p/go-msgio"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gridbeam/gridbeam/protocol"
@@ -336,3 +337,5 @@ func kadValue(t testing.TB, key string, raw []byte, received time.Time) []byte {
 func storeKey(key string) ds.Key {
 	return ds.NewKey("/" + protocol.NamespaceCapability + "/" + noPadding.EncodeToString([]byte(key)))
 }
+
+func scanWriter(w io.Writer) msgio.Writer { return msgio.NewVarintWriter(struct{ io.Writer }{w}) }

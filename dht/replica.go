@@ -63,6 +63,17 @@ func (x *replica) beats(now time.Time) []heard {
 	return out
 }
 
+// all returns every entry, in no particular order.
+func (x *replica) all() []*entry {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	out := make([]*entry, 0, len(x.entries))
+	for _, e := range x.entries {
+		out = append(out, e)
+	}
+	return out
+}
+
 // get returns one live entry.
 func (x *replica) get(id peer.ID, now time.Time) (*entry, bool) {
 	x.mu.RLock()

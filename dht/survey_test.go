@@ -1,0 +1,265 @@
+package dht
+
+import (
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/gridbeam/gridbeam/protocol"
+	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
+)
+
+func quickPlan() SurveyPlan {
+	p := DefaultSurveyPlan()
+	p.Listen, p.VisitTimeout, p.Pace = 0, 5*time.Second, 500
+	return p
+}
+
+// surveyed runs a survey from one seed and returns what it found and the events.
+func surveyed(t *testing.T, d *Directory, plan SurveyPlan, seed *testPeer, past ...SurveyEvent) (*Findings, []SurveyEvent) {
+	t.Helper()
+	f := NewFindings()
+	for _, e := range past {
+		f.Take(e)
+	}
+	var events []SurveyEvent
+	seeds := []peer.AddrInfo{{ID: seed.id, Addrs: seed.host.Addrs()}}
+	if err := d.Survey(within(t, 60*time.Second), plan, seeds, f, func(e SurveyEvent) { events = append(events, e) }); err != nil {
+		t.Fatal(err)
+	}
+	return f, events
+}
+
+func recordPeers(f *Findings) []peer.ID {
+	var ids []peer.ID
+	for _, r := range f.Records() {
+		if !r.Record.GetTombstone() {
+			ids = append(ids, r.Peer)
+		}
+	}
+	return sortedIDs(ids)
+}
+
+func crawler(t *testing.T, n int) *testPeer {
+	t.Helper()
+	return startPeer(t, n, func(c *Config) { c.Mode, c.Shards = ModeClient, AllShards() })
+}
+
+func TestASurveyFindsEverybodyFromOneSeedAlsoWhoCannotBeReached(t *testing.T) {
+	peers := neighbourhood(t, 8)
+	for _, p := range peers {
+		p.advertise(t, gpu("nvidia-t4-16gb", 1, 15))
+	}
+	hidden := startPeer(t, 60, func(c *Config) { c.Mode = ModeClient }) // behind a NAT: in nobody's table
+	connect(t, hidden.host, peers[3].host)
+	eventually(t, "it has a server", func() bool { return hidden.dir.Servers() > 0 })
+	raw := hidden.advertise(t, gpu("nvidia-h100-80gb-sxm", 4, 79.65))
+	hidden.stop()
+	if err := hidden.host.Close(); err != nil { // its record says no address, and it cannot be dialled
+		t.Fatal(err)
+	}
+	closed := time.Now()
+	gone := startPeer(t, 61, nil)
+	connect(t, gone.host, peers[1].host)
+	eventually(t, "it has a server", func() bool { return gone.dir.Servers() > 0 })
+	gone.advertise(t)
+	if got, err := gone.dir.Advertise(within(t, 10*time.Second), tombstone(t, gone)); err != nil {
+		t.Fatal(got, err)
+	}
+
+	f, events := surveyed(t, crawler(t, 100).dir, quickPlan(), peers[5])
+	want := idsOf(append(slices.Clone(peers), hidden)...)
+	if got := recordPeers(f); !slices.Equal(got, want) {
+		t.Errorf("found %d peers, want %d", len(got), len(want))
+	}
+	for _, r := range f.Records() {
+		switch {
+		case r.Peer == hidden.id:
+			if !slices.Equal(r.Via, []string{ViaScan}) || string(r.Raw) != string(raw) || r.Holders < 4 {
+				t.Errorf("the hidden node came by %v from %d holders", r.Via, r.Holders)
+			}
+		case r.Peer != gone.id:
+			if !slices.Contains(r.Via, ViaSelf) || r.Beat.GetState() != ready || r.Holders < 4 {
+				t.Errorf("%s: via %v, beat %v, %d holders", r.Peer, r.Via, r.Beat, r.Holders)
+			}
+		}
+	}
+	if c := f.Coverage(); !c.Known || c.Seen != len(want) || c.Share() < 0.999 || c.ShareLow() < 0.5 || c.ShareLow() > 0.99 {
+		t.Errorf("coverage %+v, %v at least %v", c, c.Share(), c.ShareLow())
+	}
+	for _, v := range f.Visits() {
+		if v.Peer == hidden.id {
+			if v.ConnectErr == "" {
+				t.Error("a closed host was reached")
+			}
+		} else if v.Agent == "" || !v.Server || !v.Scans || len(v.Neighbors) < 7 || v.RTT <= 0 || v.Connected == nil || v.ErrorBits != 0 {
+			t.Errorf("visit %+v", v)
+		}
+	}
+	lives := map[peer.ID]Life{}
+	for _, l := range f.Lives() {
+		lives[l.Peer] = l
+	}
+	// The peer that listens has heard the hidden one while it lived, and not later.
+	if l := lives[hidden.id]; l.Last.After(closed) {
+		t.Errorf("%+v gave signs of life after %s", l, closed)
+	}
+	if l, ok := lives[peers[7].id]; !ok || l.Left || !l.Last.After(closed) {
+		t.Errorf("who answers lives: %+v", l)
+	}
+
+	t.Run("the events make the findings anew", func(t *testing.T) {
+		again := NewFindings()
+		for _, e := range events {
+			again.Take(e)
+		}
+		if again.Counts() != f.Counts() || again.Coverage() != f.Coverage() {
+			t.Errorf("%+v %+v, want %+v %+v", again.Counts(), again.Coverage(), f.Counts(), f.Coverage())
+		}
+	})
+	t.Run("an interrupted survey goes on", func(t *testing.T) {
+		past := events[:len(events)/2]
+		f2, more := surveyed(t, crawler(t, 101).dir, quickPlan(), peers[5], past...)
+		if !slices.Equal(recordPeers(f2), recordPeers(f)) {
+			t.Errorf("%d peers, want %d", len(recordPeers(f2)), len(recordPeers(f)))
+		}
+		for _, e := range more {
+			for _, p := range past {
+				if e.Visit != nil && p.Visit != nil && e.Visit.Peer == p.Visit.Peer {
+					t.Errorf("%s was visited again", e.Visit.Peer)
+				}
+			}
+		}
+	})
+}
+
+func tombstone(t *testing.T, p *testPeer) []byte {
+	t.Helper()
+	now := time.Now()
+	return sign(t, p.key, capabilitySeal(), &pb.Capability{
+		Format: 1, MinReader: 1, PeerId: []byte(p.id), Seq: uint64(now.UnixMicro()), Issued: now.UnixMilli(),
+		Expires: now.Add(10 * time.Minute).UnixMilli(), Tombstone: true,
+	})
+}
+
+func TestASurveyHearsTheHeartbeatsOfWhomItIsConnectedTo(t *testing.T) {
+	peers := neighbourhood(t, 4)
+	var raws [][]byte
+	for _, p := range peers[1:] {
+		raws = append(raws, p.advertise(t, gpu("nvidia-t4-16gb", 1, 15)))
+	}
+	plan := quickPlan()
+	plan.Listen = 3 * time.Second
+	c := crawler(t, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	var talk sync.WaitGroup
+	defer talk.Wait()
+	defer cancel()
+	talk.Go(func() {
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				peers[1].beat(t, raws[0], pb.NodeState_NODE_STATE_BUSY)
+				peers[2].beat(t, raws[1], pb.NodeState_NODE_STATE_LEAVING)
+			}
+		}
+	})
+	f, _ := surveyed(t, c.dir, plan, peers[0])
+	for _, r := range f.Records() {
+		if r.Peer == peers[1].id && (r.Beat.GetState() != pb.NodeState_NODE_STATE_BUSY || !slices.Contains(r.Via, ViaGossip)) {
+			t.Errorf("heard %v via %v", r.Beat, r.Via)
+		}
+	}
+	for _, l := range f.Lives() {
+		if l.Peer == peers[2].id && !l.Left {
+			t.Error("a goodbye was not heard")
+		}
+	}
+}
+
+func TestServersThatWithholdHideNobodyWhomOthersHold(t *testing.T) {
+	peers := neighbourhood(t, 10)
+	for _, p := range peers {
+		p.advertise(t)
+	}
+	for _, liar := range peers[3:5] { // 20 %
+		liar.host.SetStreamHandler(protocol.ProtoScan, func(s network.Stream) {
+			raw := s
+			defer raw.Close()
+			_, _ = s.Read(make([]byte, maxScanRequest))
+			_ = writeScan(scanWriter(s), &pb.ScanReply{Part: &pb.ScanReply_End{End: &pb.ScanEnd{}}})
+		})
+	}
+	f, _ := surveyed(t, crawler(t, 100).dir, quickPlan(), peers[9])
+	if got := recordPeers(f); !slices.Equal(got, idsOf(peers...)) {
+		t.Errorf("found %d of %d", len(got), len(peers))
+	}
+	if c := f.Coverage(); c.Share() < 0.99 {
+		t.Errorf("coverage %+v", c)
+	}
+}
+
+func TestASurveyOfNobodySaysSo(t *testing.T) {
+	c, mute := crawler(t, 100), startPeer(t, 1, func(c *Config) { c.Mode = ModeClient })
+	err := c.dir.Survey(within(t, 20*time.Second), quickPlan(), []peer.AddrInfo{{ID: mute.id, Addrs: mute.host.Addrs()}}, NewFindings(), func(SurveyEvent) {})
+	if !errors.Is(err, ErrNoServers) {
+		t.Errorf("%v, want ErrNoServers", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.dir.Survey(ctx, quickPlan(), nil, NewFindings(), func(SurveyEvent) {}); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want the context's error", err)
+	}
+	bad := quickPlan()
+	bad.Pace = 0
+	if err := c.dir.Survey(t.Context(), bad, nil, NewFindings(), nil); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "Pace") {
+		t.Errorf("%v, want Pace named", err)
+	}
+}
+
+func TestFindingsVerifyWhatTheyAreGiven(t *testing.T) {
+	f, who, now := NewFindings(), identityOf(t, 1), time.Now()
+	raw := sign(t, who.key, capabilitySeal(), machine(who.id, 5, now))
+	raw[len(raw)-1] ^= 1
+	f.Take(SurveyEvent{Sighting: &Sighting{Peer: who.id, Record: raw, Via: ViaScan, At: now}})
+	good := sign(t, who.key, capabilitySeal(), machine(who.id, 6, now))
+	f.Take(SurveyEvent{Sighting: &Sighting{Peer: who.id, Record: good, Via: ViaScan, At: now.Add(3 * time.Hour)}})
+	f.Take(SurveyEvent{Sweep: &Sweep{Server: who.id, Held: []Holding{{who.id, 5}, {who.id, 6}}}})
+	if len(f.Records()) != 0 || f.Refused()[ErrNotOwner.Error()] != 1 || f.Refused()[ErrExpired.Error()] != 1 || f.Coverage().First != 0 {
+		t.Errorf("%+v, refused %v", f.Records(), f.Refused())
+	}
+}
+
+func TestCoverageIsWhatTheFormulaSays(t *testing.T) {
+	for _, c := range []struct {
+		first, second, both, seen int
+		answered                  bool
+		estimate, low, high       float64 // shares: 0 is not looked at
+	}{
+		{100, 100, 100, 100, true, 100, 100, 103.85},
+		{90, 90, 81, 99, true, 91*91/82. - 1, 99, 0}, // 99.99: nine of ten by each pass
+		{0, 0, 0, 0, true, 0, 0, 0},
+		{10, 10, 0, 20, true, 120, 0, math.Inf(1)},
+		{5, 0, 0, 5, false, 0, 0, 0},
+	} {
+		got := EstimateCoverage(c.first, c.second, c.both, c.seen, c.answered)
+		if math.Abs(got.Estimate-c.estimate) > 0.01 || c.low > 0 && math.Abs(got.Low-c.low) > 0.01 || c.high > 0 && got.High != c.high && math.Abs(got.High-c.high) > 0.1 {
+			t.Errorf("%+v gives %+v", c, got)
+		}
+		if got.Known != c.answered || got.ShareLow() > got.Share() || got.Share() > got.ShareHigh() || got.ShareHigh() > 1 {
+			t.Errorf("%+v gives shares %v..%v..%v", c, got.ShareLow(), got.Share(), got.ShareHigh())
+		}
+	}
+}
