@@ -354,6 +354,16 @@ func OpenCapability(raw []byte, owner peer.ID, now time.Time) (*pb.Capability, e
 	return rec.cap, nil
 }
 
+// OpenAvailability verifies a signed heartbeat of owner, of any age, and returns its content. It returns
+// ErrTooLarge, ErrNotOwner, ErrFormat or ErrBounds.
+func OpenAvailability(raw []byte, owner peer.ID) (*pb.Availability, error) {
+	b, err := openBeat(raw, owner)
+	if err != nil {
+		return nil, err
+	}
+	return b.av, nil
+}
+
 // sortedIDs returns peers in the order of their bytes.
 func sortedIDs(ids []peer.ID) []peer.ID {
 	slices.Sort(ids)

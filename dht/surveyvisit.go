@@ -16,8 +16,8 @@ import (
 	"github.com/gridbeam/gridbeam/protocol"
 )
 
-// maxPrefix is the longest common prefix of keys that is asked for: 2^16 × K servers fill the tables so far.
-const maxPrefix = 16
+// maxPrefix is the longest common prefix of keys that is asked for: 2^15 × K servers fill the tables so far.
+const maxPrefix = 15
 
 // visit connects to a peer, asks it for itself and reads its routing table.
 func (s *survey) visit(ctx context.Context, id peer.ID, addrs []multiaddr.Multiaddr) {

@@ -1,0 +1,253 @@
+package archive
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/gridbeam/gridbeam/dht"
+)
+
+// The data's licence and where its policy stands.
+const (
+	dataLicence = "CC-BY-4.0"
+	dataPolicy  = "docs/research.md of gridbeam: Data policy"
+)
+
+// set are the rows of a crawl, sorted.
+type set struct {
+	crawl      Crawl
+	visits     []VisitRow
+	neighbors  []NeighborsRow
+	records    []RecordRow
+	presence   []PresenceRow
+	properties map[string]map[string]int
+}
+
+// Write turns what a survey has found into the files of a crawl directory, replacing those that are there. The
+// manifest comes last, signed with key; then the journal is removed if the crawl is complete.
+func Write(dir string, o *Outcome, key crypto.PrivKey) (Manifest, error) {
+	s := newSet(o)
+	m := o.manifest(s)
+	if o.Anonymise {
+		a, err := newAnonymiser()
+		if err != nil {
+			return m, err
+		}
+		a.set(s)
+		m.Command, m.Seeds, m.Observer, m.Anonymised = []string{}, []string{}, "", true
+		m.Verifiable = "not re-verifiable: anonymised, without envelopes; only that no file has changed can be checked"
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return m, fmt.Errorf("making the crawl's directory: %w", err)
+	}
+	files, err := s.files()
+	if err != nil {
+		return m, err
+	}
+	for _, f := range files {
+		m.Files[f.name] = fileEntry(f.bytes)
+		if err := replace(filepath.Join(dir, f.name), f.bytes); err != nil {
+			return m, err
+		}
+	}
+	b, err := signManifest(&m, key)
+	if err != nil {
+		return m, err
+	}
+	if err := replace(filepath.Join(dir, ManifestFile), b); err != nil {
+		return m, err
+	}
+	if o.Complete {
+		if err := os.Remove(filepath.Join(dir, JournalFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return m, fmt.Errorf("removing the journal: %w", err)
+		}
+	}
+	return m, nil
+}
+
+// replace writes a file as a whole or not at all.
+func replace(path string, b []byte) error {
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, b, 0o644); err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return errors.Join(fmt.Errorf("writing %s: %w", path, err), os.Remove(tmp))
+	}
+	return nil
+}
+
+type file struct {
+	name  string
+	bytes []byte
+}
+
+func (s *set) files() ([]file, error) {
+	var out []file
+	var failed error
+	whole := func(name string, v any) {
+		b, err := json.MarshalIndent(v, "", "  ")
+		failed = errors.Join(failed, err)
+		out = append(out, file{name, append(b, '\n')})
+	}
+	whole(CrawlFile, s.crawl)
+	whole(PropertiesFile, s.properties)
+	for _, x := range []struct {
+		name string
+		b    []byte
+		err  error
+	}{
+		lines(VisitsFile, s.visits), lines(NeighborsFile, s.neighbors), lines(RecordsFile, s.records), lines(PresenceFile, s.presence),
+	} {
+		failed = errors.Join(failed, x.err)
+		out = append(out, file{x.name, x.b})
+	}
+	if failed != nil {
+		return nil, fmt.Errorf("encoding the crawl: %w", failed)
+	}
+	return out, nil
+}
+
+func lines[T any](name string, rows []T) struct {
+	name string
+	b    []byte
+	err  error
+} {
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false)
+	var failed error
+	for i := range rows {
+		failed = errors.Join(failed, enc.Encode(&rows[i]))
+	}
+	return struct {
+		name string
+		b    []byte
+		err  error
+	}{name, out.Bytes(), failed}
+}
+
+// newSet makes the rows of the findings.
+func newSet(o *Outcome) *set {
+	f := o.Findings
+	visits, sweeps := f.Visits(), map[peer.ID]*dht.Sweep{}
+	all := f.Sweeps()
+	for i := range all {
+		sweeps[all[i].Server] = &all[i]
+	}
+	s := &set{
+		crawl:      Crawl{State: "succeeded", StartedAt: stamp(o.Started), FinishedAt: stamp(o.Finished), Version: Version},
+		visits:     make([]VisitRow, 0, len(visits)),
+		properties: map[string]map[string]int{"agent_version": {}, "protocol": {}, "connect_error": {}, "crawl_error": {}},
+	}
+	if !o.Complete {
+		s.crawl.State = "cancelled"
+	}
+	known := map[peer.ID]bool{}
+	for i := range visits {
+		v := &visits[i]
+		known[v.Peer] = true
+		s.visits = append(s.visits, visitRow(v, sweeps[v.Peer]))
+		if len(v.Neighbors) > 0 || v.ErrorBits != 0 {
+			s.neighbors = append(s.neighbors, neighborsRow(v))
+		}
+	}
+	remaining := map[peer.ID]bool{}
+	for i := range visits {
+		for _, n := range visits[i].Neighbors {
+			if !known[n.ID] {
+				remaining[n.ID] = true
+			}
+		}
+	}
+	s.count(visits)
+	s.crawl.CrawledPeers, s.crawl.RemainingPeers = len(visits), len(remaining)
+	records := f.Records()
+	for i := range records {
+		s.records = append(s.records, recordRow(&records[i], o.Observer.String()))
+	}
+	for _, l := range f.Lives() {
+		if l.Last.Before(o.Started) {
+			continue // others heard it before we began
+		}
+		row := PresenceRow{PeerID: l.Peer.String(), Start: stamp(l.First), End: stamp(l.Last), CensoredLeft: true, CensoredRight: !l.Left, Reason: ReasonEnded}
+		if l.Left {
+			row.Reason = ReasonLeft
+		}
+		s.presence = append(s.presence, row)
+	}
+	return s
+}
+
+// count fills in the properties.
+func (s *set) count(visits []dht.Visit) {
+	for i := range visits {
+		v := &visits[i]
+		if v.ConnectErr != "" {
+			s.crawl.UndialablePeers++
+			s.properties["connect_error"][errorKind(v.ConnectErr)]++
+			continue
+		}
+		s.crawl.DialablePeers++
+		s.properties["agent_version"][v.Agent]++
+		for _, p := range v.Protocols {
+			s.properties["protocol"][p]++
+		}
+		if v.CrawlErr != "" {
+			s.properties["crawl_error"][errorKind(v.CrawlErr)]++
+		}
+	}
+}
+
+// errorKind sorts an error's text, which holds addresses and peer IDs, into a kind.
+func errorKind(text string) string {
+	for _, k := range []struct{ part, kind string }{
+		{"deadline exceeded", "timeout"},
+		{"i/o timeout", "timeout"},
+		{"connection refused", "refused"},
+		{"no addresses", "no address"},
+		{"no good addresses", "no address"},
+		{"no route to host", "no route"},
+		{"network is unreachable", "no route"},
+		{"peer id mismatch", "another peer answers"},
+		{"resource limit", "our own limit"},
+		{"protocols not supported", "protocol not spoken"},
+		{"stream reset", "stream reset"},
+		{"asks for fewer", "asked too often"},
+	} {
+		if bytes.Contains([]byte(text), []byte(k.part)) {
+			return k.kind
+		}
+	}
+	return "other"
+}
+
+func (o *Outcome) manifest(s *set) Manifest {
+	c := o.Findings.Counts()
+	return Manifest{
+		Version: Version, Software: o.Software, Command: slices.Clone(o.Command), Seeds: slices.Clone(o.Seeds), Observer: o.Observer.String(),
+		State: s.crawl.State, StartedAt: s.crawl.StartedAt, FinishedAt: s.crawl.FinishedAt, ListenSeconds: o.Listen.Seconds(),
+		Counts: map[string]int{
+			"visited": c.Visited, "reached": c.Reached, "servers": c.Servers, "scanned": c.Swept - c.Failed, "scans_failed": c.Failed,
+			"records": len(s.records), "peers_with_record": c.Records, "present": len(s.presence),
+		},
+		Errors: o.Findings.Refused(), Coverage: coverageOnPaper(o.Findings.Coverage(), o.Goal),
+		Verifiable: "every record and heartbeat carries its node's signature; observations are the crawler's word", Licence: dataLicence, Policy: dataPolicy,
+		Files: map[string]ManifestFileEntry{},
+	}
+}
+
+// sortRecords puts rows into their order: by peer, then by sequence number.
+func sortRecords(rows []RecordRow) {
+	slices.SortStableFunc(rows, func(a, b RecordRow) int { return cmp.Or(cmp.Compare(a.PeerID, b.PeerID), cmp.Compare(a.Seq, b.Seq)) })
+}
