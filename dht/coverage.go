@@ -18,7 +18,8 @@ type Coverage struct {
 	Known bool
 	// Estimate is how many peers there are: (First+1)(Second+1)/(Both+1) - 1, at least Seen.
 	Estimate float64
-	// Low and High bound Estimate with 95 % confidence; High is +Inf when nothing was caught twice.
+	// Low and High bound Estimate with 95 % confidence; High is +Inf when nothing was caught twice. High takes
+	// none of those that both passes missed to be among those that were seen by other paths.
 	Low, High float64
 }
 
@@ -54,7 +55,8 @@ func EstimateCoverage(first, second, both, seen int, answered bool) Coverage {
 	low1, high1 := wilson(m, n2)
 	low2, high2 := wilson(m, n1)
 	c.Low = max(floor, min(atLeast(n1, high1), atLeast(n2, high2)))
-	c.High = max(c.Estimate, atLeast(n1, low1), atLeast(n2, low2))
+	missed := max(atLeast(n1, low1), atLeast(n2, low2)) - (n1 + n2 - m)
+	c.High = max(c.Estimate, floor+missed)
 	c.Low = min(c.Low, c.Estimate)
 	return c
 }

@@ -55,6 +55,10 @@ type Visit struct {
 	Server, Scans bool
 }
 
+// Answered says whether the peer gave a sign of life: an old connection to one that has died looks well until
+// something is asked.
+func (v *Visit) Answered() bool { return v.ConnectErr == "" && (v.CrawlErr == "" || v.RTT > 0) }
+
 // Sighting is a signed record or heartbeat that came to us.
 type Sighting struct {
 	// Peer has signed it.
@@ -191,7 +195,7 @@ func (f *Findings) takeVisit(v Visit) {
 	if old, ok := f.visits[v.Peer]; !ok || v.ConnectErr == "" || old.ConnectErr != "" {
 		f.visits[v.Peer] = v
 	}
-	if v.ConnectErr == "" {
+	if v.Answered() {
 		f.alive(v.Peer, v.Ended, false)
 	}
 }
@@ -267,7 +271,10 @@ func (f *Findings) takeSweep(s Sweep) {
 		if r == nil {
 			continue
 		}
-		r.holders[s.Server] = true
+		r.holders[s.Server], r.via[ViaScan] = true, true
+		if s.At.After(r.last) {
+			r.last = s.At
+		}
 		f.passes[s.Pass][h.Peer] = true
 	}
 }

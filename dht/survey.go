@@ -191,8 +191,11 @@ func (s *survey) listen(ctx context.Context, over <-chan time.Time) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if last {
-			return nil
+		if last { // who has come since the passes is scanned too
+			s.sweep(ctx, 0)
+			s.sweep(ctx, 1)
+			s.walk(ctx)
+			return ctx.Err()
 		}
 		select {
 		case <-ctx.Done():
@@ -459,4 +462,32 @@ func (s *survey) absorb() {
 		}
 		s.event(SurveyEvent{Sighting: sight})
 	}
+}
+
+// Heard is the last heartbeat that came from a peer.
+type Heard struct {
+	// Peer sent it, with this sequence number.
+	Peer peer.ID
+	// Seq is its sequence number.
+	Seq uint64
+	// At is when it came, by our clock; the next one is due within Period.
+	At time.Time
+	// Period is until the next one.
+	Period time.Duration
+	// Leaving says that it was a goodbye.
+	Leaving bool
+}
+
+// Heard returns the last heartbeat of each peer that the directory listens to, in no particular order.
+func (d *Directory) Heard() []Heard {
+	var out []Heard
+	for _, e := range d.index.all() {
+		if e.beat != nil && e.peer != d.host.ID() {
+			out = append(out, Heard{
+				Peer: e.peer, Seq: e.beat.av.GetSeq(), At: e.arrived, Period: e.beat.period(),
+				Leaving: e.beat.av.GetState() == pb.NodeState_NODE_STATE_LEAVING,
+			})
+		}
+	}
+	return out
 }

@@ -251,6 +251,7 @@ func TestCoverageIsWhatTheFormulaSays(t *testing.T) {
 		{100, 100, 100, 100, true, 100, 100, 103.85},
 		{90, 90, 81, 99, true, 91*91/82. - 1, 99, 0}, // 99.99: nine of ten by each pass
 		{0, 0, 0, 0, true, 0, 0, 0},
+		{53, 53, 53, 57, true, 57, 57, 60.84}, // four were heard and are on no server yet
 		{10, 10, 0, 20, true, 120, 0, math.Inf(1)},
 		{5, 0, 0, 5, false, 0, 0, 0},
 	} {

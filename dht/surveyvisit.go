@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/protocol/identify"
 	"github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
@@ -43,7 +44,7 @@ func (s *survey) visit(ctx context.Context, id peer.ID, addrs []multiaddr.Multia
 		return
 	}
 	began = time.Now()
-	s.identify(&v)
+	s.identify(ctx, &v)
 	var seen *Sighting
 	if slices.Contains(v.Protocols, string(protocol.ProtoQuery)) {
 		seen = s.askSelf(ctx, &v)
@@ -73,9 +74,21 @@ func (s *survey) dialable(addrs []multiaddr.Multiaddr) (dial, filtered []multiad
 	return dial, filtered
 }
 
-// identify notes what the peer has said of itself when it was connected.
-func (s *survey) identify(v *Visit) {
+// identifier is a libp2p host that says when a peer has told what it speaks: connecting does not wait for it
+// when there was a connection already.
+type identifier interface{ IDService() identify.IDService }
+
+// identify waits for what the peer says of itself when it is connected, and notes it.
+func (s *survey) identify(ctx context.Context, v *Visit) {
 	store := s.d.host.Peerstore()
+	if h, ok := s.d.host.(identifier); ok {
+		for _, c := range s.d.host.Network().ConnsToPeer(v.Peer) {
+			select {
+			case <-h.IDService().IdentifyWait(c):
+			case <-ctx.Done():
+			}
+		}
+	}
 	if protos, err := store.GetProtocols(v.Peer); err == nil {
 		for _, p := range protos {
 			v.Protocols = append(v.Protocols, string(p))

@@ -30,7 +30,14 @@ type demoFlags struct {
 	price    string
 	timeout  time.Duration
 	out      output
+
+	churn      bool
+	churnEvery time.Duration
+	truth      string
 }
+
+// jobNodes is how many nodes a demo with a job may have.
+const jobNodes = 8
 
 // demoResult is what `gridbeam demo --output json` prints.
 type demoResult struct {
@@ -96,11 +103,19 @@ func demoCommand() *cobra.Command {
 		Use:   "demo",
 		Short: "A whole network of processes on loopback and one real job",
 		Long: `Starts one bridge and several nodes as processes on loopback, imports the UCI optical digits as a volume, trains 64 small neural networks
-on the nodes, and prints the best one, who did what, what it cost and how the scores moved. Everything lives in a temporary directory.`,
+on the nodes, and prints the best one, who did what, what it cost and how the scores moved. Everything lives in a temporary directory.
+
+With --churn, --truth or more than 8 nodes it is something to crawl instead: no job is run, nodes come and go, and the file --truth says who was
+there when, for example: gridbeam demo --keep --nodes 50 --churn --truth truth.ndjson`,
 		Args: exactArgs(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if f.nodes < 1 || f.nodes > 8 {
-				return usagef("--nodes is %d, want 1..8", f.nodes)
+			if f.nodes < 1 || f.nodes > jobNodes && !f.keep {
+				return usagef("--nodes is %d, want 1..%d (with --keep: 1..%d, and no job)", f.nodes, jobNodes, crowdNodes)
+			}
+			if f.crowd() {
+				if err := f.checkCrowd(); err != nil {
+					return err
+				}
 			}
 			if ask, err := protocol.ParseMoney(f.price); err != nil || ask < 0 {
 				return usagef("--price is %q, want dollars per slot and hour such as 0.36", f.price)
@@ -112,9 +127,12 @@ on the nodes, and prints the best one, who did what, what it cost and how the sc
 		},
 	}
 	fl := c.Flags()
-	fl.IntVar(&f.nodes, "nodes", 3, "number of nodes, 1..8")
+	fl.IntVar(&f.nodes, "nodes", 3, "number of nodes, 1..8; with --keep more, and no job")
 	fl.BoolVar(&f.killNode, "kill-node", false, "kill a node with SIGKILL while it holds leases")
 	fl.BoolVar(&f.keep, "keep", false, "stay up after the job, until Ctrl-C")
+	fl.BoolVar(&f.churn, "churn", false, "nodes join, leave and are killed; no job is run")
+	fl.DurationVar(&f.churnEvery, "churn-every", 0, "one node is replaced so often on average (default: a tenth of them a minute)")
+	fl.StringVar(&f.truth, "truth", "", "write a line of JSON to this file when a node has joined, left or been killed; no job is run")
 	fl.StringVar(&f.wasm, "wasm", "", "the job's module (default: sweep.wasm beside this program, as make demo builds it)")
 	fl.StringVar(&f.data, "dataset", "", "directory to import (default: examples/sweep/data of the source)")
 	fl.StringVar(&f.price, "price", "0.36", "what the nodes ask, dollars per slot and hour")
@@ -131,11 +149,12 @@ type demo struct {
 	start time.Time
 	l     *launcher
 
-	bridge *child
-	nodes  []*demoPeer
-	held   []node.LeaseStatus // by the killed node
-	api    *client.Client
-	res    demoResult
+	bridge   *child
+	bridgeID string
+	nodes    []*demoPeer
+	held     []node.LeaseStatus // by the killed node
+	api      *client.Client
+	res      demoResult
 }
 
 type demoPeer struct {
@@ -152,8 +171,10 @@ func runDemo(c *cobra.Command, f *demoFlags) (err error) {
 	if err != nil {
 		return fmt.Errorf("finding this program: %w", err)
 	}
-	if err := f.find(exe); err != nil {
-		return err
+	if !f.crowd() {
+		if err := f.find(exe); err != nil {
+			return err
+		}
 	}
 	dir, err := os.MkdirTemp("", "gridbeam-demo-")
 	if err != nil {
@@ -176,13 +197,20 @@ func runDemo(c *cobra.Command, f *demoFlags) (err error) {
 		}
 		err = errors.Join(err, os.RemoveAll(dir))
 	}()
-	for _, step := range []func(context.Context) error{d.startBridge, d.importData, d.startNodes, d.runJob, d.collect} {
+	steps := []func(context.Context) error{d.startBridge, d.importData, d.startNodes, d.runJob, d.collect}
+	if f.crowd() {
+		steps = []func(context.Context) error{d.startBridge, func(ctx context.Context) error { return d.runCrowd(c.Context(), ctx, c.OutOrStdout()) }}
+	}
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
 				return errors.Join(cause, err)
 			}
 			return err
 		}
+	}
+	if f.crowd() {
+		return nil
 	}
 	d.say.done()
 	if err := f.out.object(c.OutOrStdout(), &d.res, d.print); err != nil {
@@ -243,6 +271,7 @@ func (d *demo) startBridge(ctx context.Context) error {
 		return err
 	}
 	_, err = d.api.Credit(ctx, protocol.CreditRequest{User: operatorUser, AmountUUSD: 5_000_000, Source: "grant/demo", Ref: "demo"})
+	d.bridgeID = r.PeerID
 	d.say.line("bridge   %s, pid %d", r.PeerID, d.bridge.pid())
 	return err
 }

@@ -46,7 +46,7 @@ func interruptible() (context.Context, context.CancelFunc) {
 }
 
 // inner are the names of packages that begin an error: of no use to who reads it.
-var inner = regexp.MustCompile(`(?m)^(client|protocol|store|node|p2p|beambridge|volumes|dht|executor): `)
+var inner = regexp.MustCompile(`(?m)^(client|protocol|store|node|p2p|beambridge|volumes|dht|archive|executor): `)
 
 // run is main with its surroundings as values; it returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {

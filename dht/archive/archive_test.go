@@ -249,8 +249,8 @@ func TestVerifyNamesTheFirstRowThatWasTouched(t *testing.T) {
 		touch func(lines []string) // a line made empty is left out
 		want  string
 	}{
-		{"a claim", RecordsFile, func(l []string) { l[h100] = strings.Replace(l[h100], `"count":8`, `"count":9`, 1) }, fmt.Sprintf("row %d: archive: not what was signed: claimed_gpus differs", h100+1)},
-		{"a country", RecordsFile, func(l []string) { l[h100] = strings.Replace(l[h100], `"DE"`, `"US"`, 1) }, fmt.Sprintf("row %d: archive: not what was signed: claimed_country differs", h100+1)},
+		{"a claim", RecordsFile, func(l []string) { l[h100] = strings.Replace(l[h100], `"count":8`, `"count":9`, 1) }, fmt.Sprintf("row %d: not what was signed: claimed_gpus differs", h100+1)},
+		{"a country", RecordsFile, func(l []string) { l[h100] = strings.Replace(l[h100], `"DE"`, `"US"`, 1) }, fmt.Sprintf("row %d: not what was signed: claimed_country differs", h100+1)},
 		{"a heartbeat", RecordsFile, func(l []string) {
 			l[h100] = strings.Replace(l[h100], `"claimed_state":"busy"`, `"claimed_state":"ready"`, 1)
 		}, "claimed_state differs"},
@@ -259,8 +259,8 @@ func TestVerifyNamesTheFirstRowThatWasTouched(t *testing.T) {
 		{"whose it is", RecordsFile, func(l []string) {
 			l[h100] = strings.ReplaceAll(l[h100], peers[0].id.String(), peers[3].id.String())
 		}, fmt.Sprintf("_records.ndjson row %d", h100+1)},
-		{"the order", RecordsFile, func(l []string) { slices.Reverse(l) }, "row 2: archive: not what was signed: out of order"},
-		{"the crawler's own word", RecordsFile, func(l []string) { l[other] = strings.Replace(l[other], `"holders":`, `"holders":1`, 1) }, "_records.ndjson: archive: not what was signed: "},
+		{"the order", RecordsFile, func(l []string) { slices.Reverse(l) }, "row 2: not what was signed: out of order"},
+		{"the crawler's own word", RecordsFile, func(l []string) { l[other] = strings.Replace(l[other], `"holders":`, `"holders":1`, 1) }, "_records.ndjson: not what was signed: "},
 		{"a row left out", RecordsFile, func(l []string) { l[other] = "" }, "the manifest names 4"},
 		{"presence", PresenceFile, func(l []string) { l[0] = strings.Replace(l[0], "12:0", "11:0", 1) }, PresenceFile},
 		{"visits", VisitsFile, func(l []string) { l[0] = "" }, VisitsFile},
@@ -340,7 +340,7 @@ func TestStatsCountNodesOnceAndGPUsByGroup(t *testing.T) {
 		t.Errorf("%+v, %v", stats, err)
 	}
 	stats, err = a.Stats([]string{"region"})
-	if err != nil || len(stats) != 1 || stats[0].By[0] != "eu" || stats[0].Nodes != 2 || stats[0].GPUs != 10 || stats[0].Cores != 32 {
+	if err != nil || len(stats) != 1 || stats[0].By[0] != "eu" || stats[0].Nodes != 2 || stats[0].Peers != 2 || stats[0].GPUs != 10 || stats[0].Cores != 32 {
 		t.Errorf("%+v, %v", stats, err)
 	}
 	if _, err := a.Stats([]string{"colour"}); !errors.Is(err, ErrKey) || !strings.Contains(err.Error(), "reachability") {

@@ -89,9 +89,9 @@ func (a *Archive) writeHTML(w io.Writer) error {
 		of              func(Stat) uint64
 	}{
 		{"model", "Supply: GPUs by claimed model", "GPUs that nodes claim; nobody has checked them", func(s Stat) uint64 { return s.GPUs }},
-		{"region", "Supply: nodes by claimed region", "peers with a current record", func(s Stat) uint64 { return uint64(s.Nodes) }},
-		{"reachability", "Reachability as claimed", "peers with a current record", func(s Stat) uint64 { return uint64(s.Nodes) }},
-		{"alive", "Signs of life during the crawl", "peers with a current record", func(s Stat) uint64 { return uint64(s.Nodes) }},
+		{"region", "Supply: peers by claimed region", "peers with a current record", func(s Stat) uint64 { return uint64(s.Peers) }},
+		{"reachability", "Reachability as claimed", "peers with a current record", func(s Stat) uint64 { return uint64(s.Peers) }},
+		{"alive", "Signs of life during the crawl", "peers with a current record", func(s Stat) uint64 { return uint64(s.Peers) }},
 	} {
 		stats, err := a.Stats([]string{x.by})
 		if err != nil {
@@ -100,10 +100,10 @@ func (a *Archive) writeHTML(w io.Writer) error {
 		p.Plots = append(p.Plots, plot{x.title, x.note, bars(stats, x.of)})
 	}
 	p.Plots = append(p.Plots, plot{"Reachability as dialled", "peers that were visited", bars([]Stat{
-		{By: []string{"answered"}, Nodes: a.Crawl.DialablePeers},
-		{By: []string{"did not answer"}, Nodes: a.Crawl.UndialablePeers},
-		{By: []string{"not tried"}, Nodes: a.Crawl.RemainingPeers},
-	}, func(s Stat) uint64 { return uint64(s.Nodes) })})
+		{By: []string{"answered"}, Peers: a.Crawl.DialablePeers},
+		{By: []string{"did not answer"}, Peers: a.Crawl.UndialablePeers},
+		{By: []string{"not tried"}, Peers: a.Crawl.RemainingPeers},
+	}, func(s Stat) uint64 { return uint64(s.Peers) })})
 	p.Life, p.Span = a.life()
 	return htmlPage.Execute(w, p)
 }

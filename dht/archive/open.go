@@ -105,10 +105,11 @@ type BadRow struct {
 
 // Error names file, row and reason.
 func (b *BadRow) Error() string {
+	why := strings.TrimPrefix(b.Err.Error(), "archive: ")
 	if b.Row == 0 {
-		return fmt.Sprintf("%s: %s", b.File, b.Err)
+		return fmt.Sprintf("%s: %s", b.File, why)
 	}
-	return fmt.Sprintf("%s row %d: %s", b.File, b.Row, b.Err)
+	return fmt.Sprintf("%s row %d: %s", b.File, b.Row, why)
 }
 
 // Unwrap returns the reason.

@@ -14,13 +14,15 @@ import (
 // ErrKey means something that Stats cannot count by.
 var ErrKey = errors.New("archive: cannot count by this")
 
-// Stat is one line of Stats: what nodes with these values claim together.
+// Stat is one line of Stats: what peers with these values claim together.
 type Stat struct {
 	// By are the values of the keys, in their order; unknown is "unknown".
 	By []string `json:"by"`
-	// Nodes and those of them that gave a sign of life.
+	// Peers with a current record, Nodes those of them that offer work; bridges and others do not.
+	Peers int `json:"peers"`
+	// Nodes that offer work.
 	Nodes int `json:"nodes"`
-	// Alive of them.
+	// Alive of the peers: they gave a sign of life.
 	Alive int `json:"alive"`
 	// GPUs claimed, and those of them that heartbeats call free.
 	GPUs uint64 `json:"claimed_gpus"`
@@ -87,7 +89,7 @@ func region(r *flatRow) string {
 	return "unknown"
 }
 
-// Stats counts current records by keys, largest first. A node with several groups of GPUs counts in each line
+// Stats counts current records by keys, largest first. A peer with several groups of GPUs counts in each line
 // that one of its groups falls into. It returns ErrKey.
 func (a *Archive) Stats(by []string) ([]Stat, error) {
 	for _, k := range by {
@@ -119,14 +121,17 @@ func (a *Archive) Stats(by []string) ([]Stat, error) {
 		out = append(out, *s)
 	}
 	slices.SortFunc(out, func(x, y Stat) int {
-		return cmp.Or(cmp.Compare(y.GPUs, x.GPUs), cmp.Compare(y.Nodes, x.Nodes), slices.Compare(x.By, y.By))
+		return cmp.Or(cmp.Compare(y.GPUs, x.GPUs), cmp.Compare(y.Peers, x.Peers), slices.Compare(x.By, y.By))
 	})
 	return out, nil
 }
 
 func (s *Stat) add(r *flatRow, first bool) {
 	if first {
-		s.Nodes++
+		s.Peers++
+		if r.Roles == nil || slices.Contains(strings.Fields(*r.Roles), "node") {
+			s.Nodes++
+		}
 		if r.Alive {
 			s.Alive++
 		}

@@ -117,6 +117,15 @@ func (w *Watch) Sign(id peer.ID, at time.Time, period time.Duration) (came bool)
 	return came
 }
 
+// Answer is a sign of life of a peer that was asked, and is asked every so often. It says whether the peer has
+// just come.
+func (w *Watch) Answer(id peer.ID, at time.Time, every time.Duration) (came bool) {
+	if o := w.open[id.String()]; o != nil {
+		every = o.Period // heartbeats come more often and tell more
+	}
+	return w.Sign(id, at, every)
+}
+
 // Goodbye is a peer's own word that it leaves; it returns its row, false when it was not there.
 func (w *Watch) Goodbye(id peer.ID, at time.Time) (PresenceRow, bool) {
 	o := w.open[id.String()]
