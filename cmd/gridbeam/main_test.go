@@ -45,6 +45,21 @@ func TestWrongUseIsAnsweredWithOneSentenceAndCode2(t *testing.T) {
 		{[]string{"demo", "--nodes", "9"}, "want 1..8"},
 		{[]string{"demo", "--nodes", "1", "--kill-node"}, "--nodes 2"},
 		{[]string{"version", "now"}, "wants no argument"},
+		{[]string{"demo", "--churn"}, "say --keep too"},
+		{[]string{"demo", "--keep", "--nodes", "501"}, "want 1..500"},
+		{[]string{"demo", "--keep", "--churn", "--kill-node"}, "--kill-node kills during a job"},
+		{[]string{"network", "crawl"}, "say --out DIR"},
+		{[]string{"network", "crawl", "--out", "x"}, "say --join ADDRESS"},
+		{[]string{"network", "crawl", "--out", "x", "--coverage", "99"}, "at most 1, such as 0.99"},
+		{[]string{"network", "crawl", "--out", "x", "--listen", "-1s"}, "--listen is -1s"},
+		{[]string{"network", "crawl", "--out", "x", "--parallel", "0"}, "--parallel is 0, want 1..5000"},
+		{[]string{"network", "watch", "--for", "0s"}, "--for is 0s"},
+		{[]string{"network", "watch", "--every", "1ms"}, "--every is 1ms"},
+		{[]string{"network", "stats", dir}, "holds no crawl"},
+		{[]string{"network", "stats", "a", "b"}, "wants one DIR"},
+		{[]string{"network", "export", dir, "--format", "xml"}, "want csv, parquet, ndjson or html"},
+		{[]string{"network", "export"}, "wants DIR"},
+		{[]string{"network", "verify", dir + "/none"}, "no such file"},
 	} {
 		code, stdout, stderr := gridbeam(t, append(c.args, "--config-dir", dir)...)
 		if code != exitUsage || !strings.Contains(stderr, c.want) || stdout != "" || strings.Count(strings.TrimSpace(stderr), "\n") > 1 {
@@ -58,6 +73,12 @@ func TestNobodyThereIsCode5(t *testing.T) {
 	code, _, stderr := gridbeam(t, "nodes", "--join", addr, "--timeout", "5s", "--config-dir", t.TempDir())
 	if code != exitNotConnected || !strings.Contains(stderr, "nobody answers") {
 		t.Fatalf("code %d, %q", code, stderr)
+	}
+	for _, args := range [][]string{{"network", "crawl", "--out", t.TempDir() + "/crawl"}, {"network", "watch"}} {
+		code, _, stderr := gridbeam(t, append(args, "--join", addr, "--timeout", "5s", "--config-dir", t.TempDir())...)
+		if code != exitNotConnected || !strings.Contains(stderr, "nobody answers") {
+			t.Fatalf("%v: code %d, %q", args, code, stderr)
+		}
 	}
 	code, _, stderr = gridbeam(t, "node", "status", "--data", t.TempDir(), "--config-dir", t.TempDir())
 	if code != exitNotConnected || !strings.Contains(stderr, "gridbeam node run") {
