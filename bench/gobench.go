@@ -11,7 +11,7 @@ import (
 )
 
 // goBench runs benchmarks of a package once and returns nanoseconds per operation by name, without the suffix of
-// the number of cores.
+// the number of cores, and what else they report by name and unit.
 func (b *bench) goBench(ctx context.Context, pkg, pattern string, args ...string) (map[string]float64, error) {
 	exe, err := b.testBinary(ctx, pkg)
 	if err != nil {
@@ -44,6 +44,11 @@ func parseGoBench(text string) map[string]float64 {
 		}
 		if ns, err := strconv.ParseFloat(f[2], 64); err == nil {
 			out[name] = ns
+		}
+		for i := 4; i+1 < len(f); i += 2 {
+			if v, err := strconv.ParseFloat(f[i], 64); err == nil {
+				out[name+" "+f[i+1]] = v
+			}
 		}
 	}
 	return out

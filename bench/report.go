@@ -37,6 +37,8 @@ var rows = []row{
 	{"dispatch.failover_p99_s", "s", "", 10, false},
 	{"dispatch.million_chunks_mib", "MiB", "", 500, false},
 	{"select.138k_ms", "ms", "random choice of valid nodes", 10, false},
+	{"directory.query_p99_ms", "ms", "the same question to each record in turn", 10, false},
+	{"directory.mib", "MiB", "", 400, false},
 	{"node.ready_ms", "ms", "bare libp2p host", 1000, false},
 	{"node.rss_mib", "MiB", "bare libp2p host with the same protocols", 60, false},
 	{"node.idle_cpu_pct", "% of a core", "bare libp2p host with the same protocols", 0.5, false},

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -26,8 +27,7 @@ func (d *Directory) findCold(ctx context.Context, query Query) ([]Candidate, Exp
 		return nil, Explanation{}, err
 	}
 	ids := d.sample(ctx, query)
-	var mu sync.Mutex
-	var entries []*entry
+	found := newReplica(max(1, len(ids)))
 	var failed atomic.Int64
 	slots := make(chan struct{}, d.cfg.ColdParallel)
 	var wg sync.WaitGroup
@@ -35,19 +35,17 @@ func (d *Directory) findCold(ctx context.Context, query Query) ([]Candidate, Exp
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			e, err := d.reach(ctx, id)
+			a, err := d.reach(ctx, id)
 			if err != nil {
 				failed.Add(1)
 				d.log.Debug("node not reached", "peer", id, "err", err)
 				return
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			entries = append(entries, e)
+			found.learn(a, d.now())
 		})
 	}
 	wg.Wait()
-	out, ex := newAsking(query, d.now()).run(entries)
+	out, ex := newAsking(query, d.now(), false).run(found)
 	ex.Tier, ex.PeersAsked, ex.PeersFailed = "cold", len(ids), int(failed.Load())
 	return out, ex, nil
 }
@@ -131,22 +129,39 @@ func rungHints(gb float64) []string {
 }
 
 // reach asks a node for its own record and heartbeat, which proves that it lives, else the DHT for the record.
-func (d *Directory) reach(ctx context.Context, id peer.ID) (*entry, error) {
-	now := d.now()
+func (d *Directory) reach(ctx context.Context, id peer.ID) (answered, error) {
 	direct := d.host.Network().Connectedness(id) == network.Connected || len(d.host.Peerstore().Addrs(id)) > 0
 	if direct {
 		found, err := d.ask(ctx, id, []peer.ID{id})
 		if err == nil && len(found) == 1 {
-			return newEntry(id, found[0].record, found[0].beat, now), nil
+			found[0].heard = d.now()
+			return found[0], nil
 		}
 		d.log.Debug("node does not answer for itself", "peer", id, "err", err)
 	}
 	rec, err := d.fromDHT(ctx, id, 1)
 	if err != nil {
-		return nil, fmt.Errorf("record of %s: %w", id, err)
+		return answered{}, fmt.Errorf("record of %s: %w", id, err)
 	}
 	if rec.cap.GetTombstone() {
-		return nil, fmt.Errorf("record of %s: %w: it has left", id, ErrNotFound)
+		return answered{}, fmt.Errorf("record of %s: %w: it has left", id, ErrNotFound)
 	}
-	return newEntry(id, rec, nil, now), nil
+	return answered{record: rec}, nil
+}
+
+// learn takes an answer. A heartbeat that another peer passed on was heard when the node says that it sent it,
+// as it may have stopped since.
+func (x *replica) learn(a answered, now time.Time) {
+	x.putRecord(a.record, now)
+	if a.beat == nil {
+		return
+	}
+	heard := a.heard
+	if heard.IsZero() {
+		heard = millis(a.beat.av.GetAt())
+	}
+	if heard.After(now) {
+		heard = now
+	}
+	x.putBeat(a.beat, 0, heard)
 }

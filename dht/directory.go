@@ -242,7 +242,7 @@ func (d *Directory) fetchLoop(ctx context.Context) error {
 // heard says whether a heartbeat of a peer has been heard, and the record that it speaks of.
 func (d *Directory) heard(id peer.ID) bool {
 	e, ok := d.index.get(id, d.now())
-	return ok && e.beat != nil && !e.pending()
+	return ok && e.beat != nil
 }
 
 // fetch brings the record that the peer's heartbeat speaks of: from the peer when we are connected, else
@@ -251,8 +251,8 @@ func (d *Directory) fetch(ctx context.Context, id peer.ID) error {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.FetchTimeout)
 	defer cancel()
 	settled := func() bool {
-		e, ok := d.index.get(id, d.now())
-		return ok && !e.pending()
+		h, ok := d.index.get(id, d.now())
+		return ok && !h.waits
 	}
 	if d.host.ID() == id {
 		return nil
@@ -294,34 +294,37 @@ func (d *Directory) fromDHT(ctx context.Context, id peer.ID, quorum int) (*recor
 // returns ErrNotFound and ErrNoServers.
 func (d *Directory) Get(ctx context.Context, id peer.ID) (Candidate, error) {
 	now := d.now()
-	if e, ok := d.index.get(id, now); ok && !e.record.cap.GetTombstone() {
-		return candidateOf(e, nil, now), nil
+	if h, ok := d.index.get(id, now); ok && !h.left {
+		return d.index.opened.candidate(&h), nil
 	}
 	if err := d.up(ctx); err != nil {
 		return Candidate{}, err
 	}
+	var a answered
 	if id == d.host.ID() {
 		d.mu.Lock()
-		own, beat := d.own, d.ownBeat
+		a = answered{record: d.own, beat: d.ownBeat, heard: now}
 		d.mu.Unlock()
-		if own == nil {
+		if a.record == nil {
 			return Candidate{}, ErrNotFound
 		}
-		return candidateOf(newEntry(id, own, beat, now), nil, now), nil
+	} else {
+		var err error
+		if a, err = d.reach(ctx, id); err != nil {
+			return Candidate{}, err
+		}
 	}
-	e, err := d.reach(ctx, id)
-	if err != nil {
-		return Candidate{}, err
+	x := newReplica(1)
+	x.learn(a, d.now())
+	h, ok := x.get(id, d.now())
+	if !ok {
+		return Candidate{}, ErrNotFound
 	}
-	return candidateOf(e, nil, d.now()), nil
+	return x.opened.candidate(&h), nil
 }
 
 // Size returns how many nodes the replica holds, dead ones included.
-func (d *Directory) Size() int {
-	d.index.mu.RLock()
-	defer d.index.mu.RUnlock()
-	return len(d.index.entries)
-}
+func (d *Directory) Size() int { return d.index.size() }
 
 // Servers returns how many DHT servers are in the routing table: none means not connected.
 func (d *Directory) Servers() int {

@@ -1,10 +1,12 @@
 package dht
 
 import (
+	"encoding/binary"
 	"math"
 	"slices"
 	"strings"
 	"time"
+	"unique"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -17,69 +19,188 @@ import (
 const (
 	stalePeriods = 3
 	dropPeriods  = 10
+	maxFree      = 1 << 20 // of a heartbeat's group that is believed at all
 )
 
-// entry is what the replica holds of one node: its signed record and its last heartbeat. An entry in the
-// index is never changed, but replaced as a whole; the facts of a record are shared by its successors.
-type entry struct {
-	peer    peer.ID
-	record  *record // nil until it has been fetched
-	beat    *beat   // nil when only the record is known
-	arrived time.Time
-	*facts
+// word is an interned text: strangers choose the texts, so what nobody holds any more is forgotten by itself.
+// The zero word means unknown.
+type word = unique.Handle[string]
+
+func wordOf(s string) word {
+	if s == "" {
+		return word{}
+	}
+	return unique.Make(s)
 }
 
-// facts are what a record says, laid out for evaluation. They never change.
+// node is what the index holds of one peer: its envelopes as received, and what they say as columns. It is
+// guarded by the replica's mutex.
+type node struct {
+	id     peer.ID
+	order  uint64      // of the peer, for seeded orders
+	record *heldRecord // nil until it has been fetched
+	beat   *heldBeat   // nil when only the record is known
+	seqs
+	arrived time.Duration // of the heartbeat, since the replica's base
+	upSince int64         // Unix ms, 0 = unknown
+	free    int32         // GPUs in all groups, -1 = unknown
+	period  uint16        // seconds
+	state   uint8         // pb.NodeState
+	pending bool          // the heartbeat speaks of another record than the one that is held
+	facts
+	one [1]group // where groups is when there is one: rows are read in the order of memory
+}
+
+// tell takes over what a record says.
+func (n *node) tell(c *pb.Capability) {
+	n.facts = factsOf(c)
+	if len(n.groups) == 1 {
+		n.one[0] = n.groups[0]
+		n.groups = n.one[:]
+	}
+}
+
+// facts are what a record says, laid out for evaluation.
 type facts struct {
-	rows    []row
-	volumes map[string]uint32
-	place   protocol.Place
-	texts   map[protocol.FilterField][]string
+	groups    []group
+	volumes   []volume
+	labels    []label
+	place     unique.Handle[protocol.Place]
+	arch      word
+	tier      word
+	reach     word
+	agent     word
+	kinds     word // joined by 0 bytes: most nodes have the same
+	nums      [numNodeFields]float64
+	tombstone bool
 }
 
-// numbers are the numeric facts by field, NaN where unknown.
-type numbers [protocol.FieldVerified + 1]float64
+// The numeric facts of a node's record, NaN = unknown.
+const (
+	numCount = iota
+	numCores
+	numRAM
+	numDisk
+	numUp
+	numDown
+	numPrice
+	numNodeFields
+)
 
-// row is one line of the index: a group of identical GPUs of a node, or the node itself when it has none.
-type row struct {
-	group  int // index in the record, -1 for none
-	gpu    *pb.GpuGroup
-	nums   numbers
-	words  map[protocol.FilterField]string // lower case
-	cuda   []uint32
-	driver []uint32
+type volume struct {
+	root     string
+	perMille uint32
 }
 
-func newEntry(id peer.ID, rec *record, b *beat, arrived time.Time) *entry {
-	e := &entry{peer: id, record: rec, beat: b, arrived: arrived, facts: &facts{}}
-	if rec != nil {
-		e.facts = factsOf(id, rec.cap)
+type label struct{ key, value word }
+
+// group is one line of the index: a group of identical GPUs. Numbers are NaN where unknown.
+type group struct {
+	model, vendor, arch, form word
+	vramBytes, fp16           float64
+	vramGB, compute           float64
+	nvlink, power, pcie       float64
+	driver, cuda              version
+	free                      int32 // -1 = unknown
+	count                     int16 // -1 = unknown
+	index                     int8  // in the record, -1 = the node has no GPU
+	mig, ecc                  truth
+}
+
+// version is what protocol.ParseVersion gives: up to four numbers, n of them.
+type version struct {
+	of [4]uint32
+	n  uint8
+}
+
+func versionOf(v []uint32) (out version) {
+	out.n = uint8(copy(out.of[:], v))
+	return out
+}
+
+// noGPU stands for the group of a node without GPUs: all is unknown.
+var noGPU = group{
+	vramBytes: math.NaN(), fp16: math.NaN(), vramGB: math.NaN(), compute: math.NaN(),
+	nvlink: math.NaN(), power: math.NaN(), pcie: math.NaN(), count: -1, free: -1, index: -1, mig: unknown, ecc: unknown,
+}
+
+// known returns the number that a pointer of a record points to, in a unit, NaN for none.
+func known[T uint32 | uint64](v *T, unit float64) float64 {
+	if v == nil {
+		return math.NaN()
 	}
-	return e
+	return float64(*v) / unit
 }
 
-// withBeat returns the entry with a newer heartbeat.
-func (e *entry) withBeat(b *beat, arrived time.Time) *entry {
-	n := *e
-	n.beat, n.arrived = b, arrived
-	return &n
-}
-
-func factsOf(id peer.ID, c *pb.Capability) *facts {
-	f := &facts{volumes: make(map[string]uint32, len(c.GetVolumes())), place: placeOf(c.GetLocation())}
+func factsOf(c *pb.Capability) facts {
+	f := facts{place: unique.Make(placeOf(c.GetLocation())), tombstone: c.GetTombstone(), agent: wordOf(c.GetAgent())}
+	for i := range f.nums {
+		f.nums[i] = math.NaN()
+	}
+	f.nums[numCount] = 0
+	if h := c.GetHost(); h != nil {
+		f.arch = wordOf(strings.ToLower(h.GetArch()))
+		f.nums[numCores], f.nums[numRAM] = known(h.Cores, 1), known(h.RamBytes, 1e9)
+		if len(h.GetStorage()) > 0 {
+			disk := uint64(0)
+			for _, s := range h.GetStorage() {
+				disk += s.GetUsable()
+			}
+			f.nums[numDisk] = known(&disk, 1e9)
+		}
+	}
+	if n := c.GetNetwork(); n != nil {
+		f.reach = wordOf(n.GetReachability())
+		f.nums[numUp], f.nums[numDown] = known(n.Up, 1e6), known(n.Down, 1e6)
+		if n.Up != nil && n.Down != nil {
+			f.tier = wordOf(BandwidthTier(n.GetDown(), n.GetUp()))
+		}
+	}
+	if p := c.GetPolicy(); p != nil {
+		f.nums[numPrice] = known(p.PriceUusdPerHour, 1e6)
+		some := slices.DeleteFunc(slices.Clone(p.GetKinds()), func(k string) bool { return k == "" })
+		f.kinds = wordOf(strings.ToLower(strings.Join(some, "\x00")))
+	}
 	for _, v := range c.GetVolumes() {
-		f.volumes[string(v.GetRoot())] = v.GetPerMille()
+		f.volumes = append(f.volumes, volume{string(v.GetRoot()), v.GetPerMille()})
 	}
-	nums := nodeNumbers(c)
-	f.texts = nodeTexts(id, c)
-	if len(c.GetGpus()) == 0 {
-		f.rows = []row{{group: -1, nums: nums}}
-		return f
+	for _, l := range c.GetLabels() {
+		f.labels = append(f.labels, label{unique.Make(l.GetKey()), unique.Make(l.GetValue())})
+	}
+	if n := len(c.GetGpus()); n > 0 {
+		f.groups = make([]group, n)
 	}
 	for i, g := range c.GetGpus() {
-		f.rows = append(f.rows, groupRow(i, g, c.GetBenchmark(), nums))
+		f.nums[numCount] += float64(g.GetCount())
+		f.groups[i] = groupOf(i, g, c.GetBenchmark())
 	}
 	return f
+}
+
+func groupOf(i int, g *pb.GpuGroup, bench *pb.Benchmark) group {
+	r := noGPU
+	r.index, r.count = int8(i), int16(min(g.GetCount(), math.MaxInt16))
+	r.model, r.vendor = wordOf(g.GetModel()), wordOf(strings.ToLower(g.GetVendor()))
+	r.arch, r.form = wordOf(strings.ToLower(g.GetArch())), wordOf(strings.ToLower(g.GetInterface()))
+	if g.VramBytes != nil {
+		r.vramBytes, r.vramGB = float64(g.GetVramBytes()), float64(protocol.NominalGB(g.GetVramBytes()))
+	}
+	r.compute = known(g.Compute, 10)
+	r.nvlink, r.power, r.pcie = known(g.NvlinkLinks, 1), known(g.PowerW, 1), known(g.PcieGen, 1)
+	if bench != nil {
+		r.fp16 = known(bench.Fp16Gflops, 1000)
+	}
+	if v, ok := protocol.ParseVersion(g.GetDriver()); ok {
+		r.driver = versionOf(v)
+	}
+	if g.Cuda != nil { // NVML's form: 12040 is 12.4
+		r.cuda = versionOf([]uint32{g.GetCuda() / 1000, g.GetCuda() % 1000 / 10})
+	}
+	r.mig = truthOf(g.GetMigProfile() != "")
+	if g.Ecc != nil {
+		r.ecc = truthOf(g.GetEcc())
+	}
+	return r
 }
 
 // placeOf reads a claimed location; a name that nobody knows counts as nothing said.
@@ -93,67 +214,6 @@ func placeOf(l *pb.Location) protocol.Place {
 		}
 	}
 	return protocol.Place{}
-}
-
-func nodeNumbers(c *pb.Capability) numbers {
-	var nums numbers
-	for i := range nums {
-		nums[i] = math.NaN()
-	}
-	count := 0.0
-	for _, g := range c.GetGpus() {
-		count += float64(g.GetCount())
-	}
-	nums[protocol.FieldGPUsCount] = count
-	h, n, p := c.GetHost(), c.GetNetwork(), c.GetPolicy()
-	set(&nums, protocol.FieldCPUCores, h.GetCores(), h != nil && h.Cores != nil, 1)
-	set(&nums, protocol.FieldNodeRAMGB, h.GetRamBytes(), h != nil && h.RamBytes != nil, 1e9)
-	disk := uint64(0)
-	for _, s := range h.GetStorage() {
-		disk += s.GetUsable()
-	}
-	set(&nums, protocol.FieldNodeDiskGB, disk, len(h.GetStorage()) > 0, 1e9)
-	set(&nums, protocol.FieldNodeUpMbps, n.GetUp(), n != nil && n.Up != nil, 1e6)
-	set(&nums, protocol.FieldNodeDownMbps, n.GetDown(), n != nil && n.Down != nil, 1e6)
-	set(&nums, protocol.FieldNodePrice, p.GetPriceUusdPerHour(), p != nil && p.PriceUusdPerHour != nil, 1e6)
-	return nums
-}
-
-func nodeTexts(id peer.ID, c *pb.Capability) map[protocol.FilterField][]string {
-	texts := map[protocol.FilterField][]string{}
-	word := func(f protocol.FilterField, words ...string) {
-		for _, s := range words {
-			if s == "" {
-				continue
-			}
-			if f.Kind() == protocol.KindLower {
-				s = strings.ToLower(s)
-			}
-			texts[f] = append(texts[f], s)
-		}
-	}
-	n := c.GetNetwork()
-	word(protocol.FieldCPUArch, c.GetHost().GetArch())
-	word(protocol.FieldNodeID, id.String())
-	word(protocol.FieldNodeCountry, placeOf(c.GetLocation()).Country)
-	word(protocol.FieldNodeReachability, n.GetReachability())
-	word(protocol.FieldNodeAgent, c.GetAgent())
-	word(protocol.FieldNodeKind, c.GetPolicy().GetKinds()...)
-	if n != nil && n.Up != nil && n.Down != nil {
-		word(protocol.FieldNodeTier, BandwidthTier(n.GetDown(), n.GetUp()))
-	}
-	for _, l := range c.GetLabels() {
-		if l.GetKey() == "host.type" {
-			word(protocol.FieldNodeHostType, l.GetValue())
-		}
-	}
-	return texts
-}
-
-func set[T uint32 | uint64](nums *numbers, f protocol.FilterField, v T, known bool, unit float64) {
-	if known {
-		nums[f] = float64(v) / unit
-	}
 }
 
 // BandwidthTier names the tier of a line from its bit/s down and up, both strictly above the tier's bounds
@@ -170,180 +230,96 @@ func BandwidthTier(down, up uint64) string {
 	return name
 }
 
-func groupRow(i int, g *pb.GpuGroup, bench *pb.Benchmark, nums numbers) row {
-	r := row{group: i, gpu: g, nums: nums, words: map[protocol.FilterField]string{}}
-	r.nums[protocol.FieldGPUCount] = float64(g.GetCount())
-	set(&r.nums, protocol.FieldGPUVRAMBytes, g.GetVramBytes(), g.VramBytes != nil, 1)
-	set(&r.nums, protocol.FieldGPUVRAMGB, uint64(protocol.NominalGB(g.GetVramBytes())), g.VramBytes != nil, 1)
-	set(&r.nums, protocol.FieldGPUCompute, g.GetCompute(), g.Compute != nil, 10)
-	set(&r.nums, protocol.FieldGPUNVLink, g.GetNvlinkLinks(), g.NvlinkLinks != nil, 1)
-	set(&r.nums, protocol.FieldGPUPowerW, g.GetPowerW(), g.PowerW != nil, 1)
-	set(&r.nums, protocol.FieldGPUPCIeGen, g.GetPcieGen(), g.PcieGen != nil, 1)
-	set(&r.nums, protocol.FieldGPUFP16TFLOPS, bench.GetFp16Gflops(), bench != nil && bench.Fp16Gflops != nil, 1000)
-	for f, s := range map[protocol.FilterField]string{
-		protocol.FieldGPUVendor: g.GetVendor(), protocol.FieldGPUArch: g.GetArch(), protocol.FieldGPUInterface: g.GetInterface(),
-	} {
-		if s != "" {
-			r.words[f] = strings.ToLower(s)
+// hear takes over what a heartbeat says; a pending one says nothing of load and state.
+func (n *node) hear(av *pb.Availability) {
+	n.period, n.state, n.upSince = uint16(av.GetPeriodS()), uint8(min(uint32(av.GetState()), math.MaxUint8)), av.GetUpSince()
+	n.pending = n.record == nil || n.beat.digest != n.record.digest
+	n.free = -1
+	for i := range n.groups {
+		n.groups[i].free = -1
+	}
+	if n.pending {
+		return
+	}
+	n.free = 0
+	for _, l := range av.GetGroups() {
+		free := int32(min(l.GetFree(), maxFree))
+		n.free += free
+		if i := int(l.GetIndex()); i < len(n.groups) && n.groups[i].free < 0 {
+			n.groups[i].free = free
 		}
 	}
-	if v, ok := protocol.ParseVersion(g.GetDriver()); ok {
-		r.driver = v
-	}
-	if g.Cuda != nil { // NVML's form: 12040 is 12.4
-		r.cuda = []uint32{g.GetCuda() / 1000, g.GetCuda() % 1000 / 10}
-	}
-	return r
 }
 
-// state returns the word of node.state, empty when it is unknown: without a heartbeat, or while the record
+// stateAt returns the word of node.state, empty when it is unknown: without a heartbeat, or while the record
 // that the heartbeat speaks of has not been seen.
-func (e *entry) state(now time.Time) string {
-	if e.beat == nil || e.pending() {
+func (n *node) stateAt(now time.Duration) string {
+	if n.beat == nil || n.pending {
 		return ""
 	}
-	switch e.beat.av.GetState() {
-	case pb.NodeState_NODE_STATE_LEAVING:
-		return "LEAVING"
-	case pb.NodeState_NODE_STATE_UNSPECIFIED:
-		return ""
+	said := stateWords[n.state]
+	stale := now-n.arrived > stalePeriods*time.Duration(n.period)*time.Second
+	if stale && said != "" && pb.NodeState(n.state) != pb.NodeState_NODE_STATE_LEAVING {
+		return stateStale
 	}
-	if now.Sub(e.arrived) > stalePeriods*e.beat.period() {
-		return "STALE"
-	}
-	return strings.TrimPrefix(e.beat.av.GetState().String(), "NODE_STATE_")
+	return said
 }
 
-// pending says that the heartbeat speaks of another record than the one that is held.
-func (e *entry) pending() bool {
-	return e.beat != nil && (e.record == nil || !e.beat.speaksOf(e.record))
+const stateStale = "STALE"
+
+// stateWords are the words of node.state by pb.NodeState; what a newer version may say is unknown here.
+var stateWords = func() (out [256]string) {
+	for v, name := range pb.NodeState_name {
+		out[uint8(v)] = strings.TrimPrefix(name, "NODE_STATE_")
+	}
+	out[0] = ""
+	return out
+}()
+
+// lapse is until when, since the replica's base, the heartbeat keeps the node listed; for ever without one.
+func (n *node) lapse() time.Duration {
+	if n.beat == nil {
+		return math.MaxInt64
+	}
+	return n.arrived + dropPeriods*time.Duration(n.period)*time.Second
 }
 
-// dead says that nothing is left to show: the record has expired or was never seen, or heartbeats stopped
-// long ago.
-func (e *entry) dead(now time.Time) bool {
-	if e.beat != nil && now.Sub(e.arrived) > dropPeriods*e.beat.period() {
-		return true
-	}
-	if e.record == nil {
-		return e.beat == nil
-	}
-	return e.record.expires().Compare(now) <= 0
-}
-
-func (e *entry) holds(root string, least uint32) truth {
-	per, ok := e.volumes[root]
-	return truthOf(ok && per >= least)
-}
-
-func (e *entry) within(p protocol.Place) truth {
-	in, known := p.Contains(e.place)
-	if !known {
-		return unknown
-	}
-	return truthOf(in)
-}
-
-// load returns the heartbeat's line for a group of the record, nil when there is none.
-func (e *entry) load(group int) *pb.GroupLoad {
-	if e.beat == nil || e.pending() {
-		return nil
-	}
-	i := slices.IndexFunc(e.beat.av.GetGroups(), func(l *pb.GroupLoad) bool { return l.GetIndex() == uint32(group) })
-	if i < 0 {
-		return nil
-	}
-	return e.beat.av.GetGroups()[i]
-}
-
-// number returns a numeric fact, NaN when it is unknown.
-func (e *entry) number(r *row, f protocol.FilterField, q *asking) float64 {
-	switch f {
-	case protocol.FieldGPUFree:
-		if l := e.load(r.group); r.group >= 0 && l != nil {
-			return float64(l.GetFree())
+func (n *node) holds(root string, least uint32) truth {
+	// The last of several lines for one root counts.
+	for _, v := range slices.Backward(n.volumes) {
+		if v.root == root {
+			return truthOf(v.perMille >= least)
 		}
-		return math.NaN()
-	case protocol.FieldGPUsFree:
-		return e.freeGPUs()
-	case protocol.FieldNodeAgeS:
-		if e.beat == nil {
-			return math.NaN()
-		}
-		return q.now.Sub(e.arrived).Seconds()
-	case protocol.FieldNodeUptimeS:
-		if e.beat == nil || e.beat.av.GetUpSince() == 0 {
-			return math.NaN()
-		}
-		return q.now.Sub(time.UnixMilli(e.beat.av.GetUpSince())).Seconds()
-	case protocol.FieldNodeRTTMs, protocol.FieldNodeReputation:
-		return q.local(e.peer, f)
 	}
-	return r.nums[f]
+	return no
 }
 
-func (e *entry) freeGPUs() float64 {
-	if e.beat == nil || e.pending() {
-		return math.NaN()
-	}
-	free := 0.0
-	for _, l := range e.beat.av.GetGroups() {
-		free += float64(l.GetFree())
-	}
-	return free
+// heldRecord is a verified record as received. It is decoded when somebody looks at it (opened).
+type heldRecord struct {
+	raw     []byte
+	digest  [digestSize]byte
+	expires int64 // Unix ms
+	content content[pb.Capability]
 }
 
-// flag returns a boolean fact.
-func (r *row) flag(f protocol.FilterField) truth {
-	switch {
-	case r.gpu == nil:
-		return unknown
-	case f == protocol.FieldGPUMIG:
-		return truthOf(r.gpu.GetMigProfile() != "")
-	case f == protocol.FieldGPUECC && r.gpu.Ecc != nil:
-		return truthOf(r.gpu.GetEcc())
-	default:
-		return unknown
-	}
+// expires returns the end of the record that the node has, in Unix ms.
+func (n *node) expires() int64 { return n.record.expires }
+
+// heldBeat is a verified heartbeat as received.
+type heldBeat struct {
+	raw     []byte
+	digest  [digestSize]byte // of the record that it speaks of
+	content content[pb.Availability]
 }
 
-// version returns a version, nil when it is unknown.
-func (r *row) version(f protocol.FilterField) []uint32 {
-	if f == protocol.FieldGPUDriver {
-		return r.driver
-	}
-	return r.cuda
+func heldBeatOf(b *beat) *heldBeat {
+	h := &heldBeat{raw: b.raw}
+	copy(h.digest[:], b.av.GetCapDigest())
+	return h
 }
 
-// says tells whether a text fact is one of the wanted words; node.kind and labels of several issuers may have
-// several values.
-func (e *entry) says(r *row, t protocol.FilterTerm, wanted []string, q *asking) truth {
-	switch {
-	case t.Field == protocol.FieldNodeState:
-		s := e.state(q.now)
-		if s == "" {
-			return unknown
-		}
-		return truthOf(slices.Contains(wanted, s))
-	case t.Field == protocol.FieldLabel || t.Field == protocol.FieldVerified:
-		answer := unknown
-		for _, l := range e.record.cap.GetLabels() {
-			if l.GetKey() == t.Label && (t.Field == protocol.FieldLabel || q.verifies(e.peer, l)) && answer != yes {
-				answer = truthOf(slices.Contains(wanted, l.GetValue()))
-			}
-		}
-		return answer
-	case t.Field.Scope() == protocol.ScopeGroup:
-		s, ok := r.words[t.Field]
-		if !ok {
-			return unknown
-		}
-		return truthOf(slices.Contains(wanted, s))
-	default:
-		has, ok := e.texts[t.Field]
-		if !ok {
-			return unknown
-		}
-		return truthOf(slices.ContainsFunc(has, func(w string) bool { return slices.Contains(wanted, w) }))
-	}
+// orderOf is the peer's place before a seed has shuffled it.
+func orderOf(id peer.ID) uint64 {
+	d := digestOf([]byte(id))
+	return binary.BigEndian.Uint64(d[:])
 }

@@ -1,11 +1,8 @@
 package dht
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"math"
 	"slices"
 	"time"
@@ -31,7 +28,7 @@ type Query struct {
 	// Explain counts what each clause did; it costs a full evaluation of each row.
 	Explain bool
 	// Local knows what only the asker can know of a peer: round trip in ms and reputation, NaN = unknown.
-	// nil knows nothing.
+	// nil knows nothing. Neither it nor Verify may call the Directory, which waits for them.
 	Local func(peer.ID) (rttMs, reputation float64)
 	// Verify says whether an issuer that the asker accepts has signed this label of the peer's, and the
 	// label still holds. nil accepts no issuer, so that verified(..) is unknown.
@@ -89,26 +86,19 @@ type asking struct {
 	Query
 	now     time.Time
 	clauses []predicate
+	keeps   []truth // the least truth by which a clause selects
+	parts   []protocol.FilterNode
 	texts   []ClauseCount
 	byGroup bool
-	keep    truth // the least truth that selects: yes, or unknown at an index peer for local fields
-}
-
-func (q *asking) local(id peer.ID, f protocol.FilterField) float64 {
-	if q.Local == nil {
-		return math.NaN()
-	}
-	rtt, rep := q.Local(id)
-	if f == protocol.FieldNodeRTTMs {
-		return rtt
-	}
-	return rep
+	blunt   bool // leave the bitmaps alone
 }
 
 func (q *asking) verifies(id peer.ID, l *pb.Label) bool { return q.Verify != nil && q.Verify(id, l) }
 
-func newAsking(query Query, now time.Time) *asking {
-	q := &asking{Query: query, now: now, keep: yes}
+// newAsking prepares a query. For somebody else (an index peer's asker) what only that peer can know is
+// unknown here, and unknown is kept: it evaluates again.
+func newAsking(query Query, now time.Time, forAnother bool) *asking {
+	q := &asking{Query: query, now: now}
 	f := query.Filter
 	if f == nil {
 		f, _ = protocol.ParseFilter("")
@@ -118,11 +108,51 @@ func newAsking(query Query, now time.Time) *asking {
 	if !query.Literal {
 		f, _ = f.WithImplied()
 	}
-	for i, c := range f.Clauses() {
-		q.clauses = append(q.clauses, compile(c))
+	all := slices.Clone(f.Clauses())
+	if !query.Explain { // what calls the asker back comes last
+		slices.SortStableFunc(all, func(a, b protocol.FilterNode) int { return cmp.Compare(btoi(askersOwn(a)), btoi(askersOwn(b))) })
+	}
+	for i, c := range all {
+		keep := yes
+		if forAnother && askersOwn(c) {
+			keep = unknown
+		}
+		q.parts, q.clauses, q.keeps = append(q.parts, c), append(q.clauses, compile(c)), append(q.keeps, keep)
 		q.texts = append(q.texts, ClauseCount{Text: c.String(), Implied: i >= written})
 	}
 	return q
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// askersOwn says whether a clause has a part that only the asker can judge: its round trips, its scores, the
+// issuers that it accepts.
+func askersOwn(n protocol.FilterNode) bool {
+	switch n := n.(type) {
+	case *protocol.FilterAnd:
+		return slices.ContainsFunc(n.Of, askersOwn)
+	case *protocol.FilterOr:
+		return slices.ContainsFunc(n.Of, askersOwn)
+	case *protocol.FilterNot:
+		return askersOwn(n.Of)
+	case *protocol.FilterCompare:
+		return n.Term.Field.Scope() == protocol.ScopeLocal || n.Term.Field == protocol.FieldVerified
+	default:
+		return false
+	}
+}
+
+// look is the moment of an evaluation and the query that is evaluated.
+type look struct {
+	*asking
+	x     *replica
+	since time.Duration // now, on the replica's clock
+	ms    int64
 }
 
 // verdict is what the clauses say of one node.
@@ -133,20 +163,23 @@ type verdict struct {
 	alone   []int
 }
 
-func (q *asking) judge(e *entry) verdict {
+func (l *look) judge(n *node) verdict {
 	var v verdict
-	rows := e.rows
-	if !q.byGroup && len(rows) > 1 {
-		rows = rows[:1] // no clause looks at a group
+	groups := n.groups
+	switch {
+	case len(groups) == 0:
+		groups = noGroups
+	case !l.byGroup:
+		groups = groups[:1] // no clause looks at a group
 	}
-	for i := range rows {
-		failed, first, last := 0, len(q.clauses), 0
-		for k, clause := range q.clauses {
-			if clause(e, &rows[i], q) >= q.keep {
+	for i := range groups {
+		failed, first, last := 0, len(l.clauses), 0
+		for k, clause := range l.clauses {
+			if clause(n, &groups[i], l) >= l.keeps[k] {
 				continue
 			}
 			failed, first, last = failed+1, min(first, k), k
-			if !q.Explain {
+			if !l.Explain {
 				break
 			}
 		}
@@ -154,47 +187,124 @@ func (q *asking) judge(e *entry) verdict {
 		switch {
 		case failed == 0:
 			v.matched = true
-			if q.byGroup && rows[i].group >= 0 {
-				v.groups = append(v.groups, rows[i].group)
+			if l.byGroup && groups[i].index >= 0 {
+				v.groups = append(v.groups, int(groups[i].index))
 			}
-		case failed == 1 && q.Explain:
+		case failed == 1 && l.Explain:
 			v.alone = append(v.alone, last)
 		}
 	}
 	return v
 }
 
-// run evaluates the query over entries. It is a function of values.
-func (q *asking) run(entries []*entry) ([]Candidate, Explanation) {
-	ex := Explanation{Population: len(entries)}
-	var out []Candidate
-	for _, e := range entries {
-		v := q.judge(e)
-		if q.MaxAge > 0 && (e.beat == nil || q.now.Sub(e.arrived) > q.MaxAge) {
+var noGroups = []group{noGPU}
+
+// hit is a node that matches, as it was at that moment.
+type hit struct {
+	peer   peer.ID
+	order  uint64
+	record *heldRecord
+	beat   *heldBeat // nil when none was heard, or one of another record
+	age    time.Duration
+	state  string
+	groups []int
+	left   bool // it has said goodbye for good
+	waits  bool // its heartbeat speaks of another record
+}
+
+func (n *node) hit(groups []int, now time.Duration) hit {
+	h := hit{peer: n.id, order: n.order, record: n.record, groups: groups, state: n.stateAt(now), left: n.tombstone, waits: n.beat != nil && n.pending}
+	if n.beat != nil && !n.pending {
+		h.beat, h.age = n.beat, now-n.arrived
+	}
+	return h
+}
+
+// hints is the set of slots that conjunctive clauses leave, nil for all. An explanation needs every row.
+func (l *look) hints() bitmap {
+	if l.Explain || l.blunt {
+		return nil
+	}
+	var left bitmap
+	for k, clause := range l.parts {
+		if l.keeps[k] != yes {
+			continue
+		}
+		if ks, ok := hintsOf(clause); ok {
+			if u := l.x.classes.union(ks); left == nil {
+				left = append(bitmap{}, u...)
+			} else {
+				left.and(u)
+			}
+		}
+	}
+	return left
+}
+
+// match evaluates the query over the replica, without a message.
+func (q *asking) match(x *replica) ([]hit, Explanation) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	l := &look{asking: q, x: x, since: x.since(q.now), ms: q.now.UnixMilli()}
+	var ex Explanation
+	var out []hit
+	judge := func(i uint32) {
+		n := x.at(i)
+		v := l.judge(n)
+		if q.MaxAge > 0 && (n.beat == nil || l.since-n.arrived > q.MaxAge) {
 			v.matched = false
 		}
 		if q.Explain {
-			for k := range v.reached {
-				q.texts[k].Left++
-			}
-			if !v.matched {
-				slices.Sort(v.alone)
-				for _, k := range slices.Compact(v.alone) {
-					q.texts[k].RemovedAlone++
-				}
-			}
+			l.count(v)
 		}
 		if v.matched {
-			out = append(out, candidateOf(e, v.groups, q.now))
+			out = append(out, n.hit(v.groups, l.since))
 		}
+	}
+	left := l.hints()
+	for i := range uint32(len(x.expires)) {
+		if !x.listed(i, l.ms, l.since) {
+			continue
+		}
+		ex.Population++
+		if left == nil {
+			judge(i)
+		}
+	}
+	if left != nil {
+		left.each(func(i uint32) {
+			if x.listed(i, l.ms, l.since) {
+				judge(i)
+			}
+		})
 	}
 	ex.Matched = len(out)
 	if q.Explain {
 		ex.Clauses = q.texts
 	}
-	shuffle(out, q.Seed)
-	if q.Limit > 0 && len(out) > q.Limit {
-		out = out[:q.Limit]
+	return out, ex
+}
+
+func (l *look) count(v verdict) {
+	for k := range v.reached {
+		l.texts[k].Left++
+	}
+	if v.matched {
+		return
+	}
+	slices.Sort(v.alone)
+	for _, k := range slices.Compact(v.alone) {
+		l.texts[k].RemovedAlone++
+	}
+}
+
+// run evaluates the query and opens what it found.
+func (q *asking) run(x *replica) ([]Candidate, Explanation) {
+	hits, ex := q.match(x)
+	hits = arrange(hits, q.Seed, q.Limit)
+	out := make([]Candidate, len(hits))
+	for i := range hits {
+		out[i] = x.opened.candidate(&hits[i])
 	}
 	ex.OldestAge, ex.MedianAge = ages(out)
 	return out, ex
@@ -214,37 +324,59 @@ func ages(cs []Candidate) (oldest, median time.Duration) {
 	return all[len(all)-1], all[len(all)/2]
 }
 
-func candidateOf(e *entry, groups []int, now time.Time) Candidate {
-	c := Candidate{Peer: e.peer, Capability: e.record.cap, Record: e.record.raw, Groups: groups, State: e.state(now)}
-	if e.beat != nil && !e.pending() {
-		c.Availability, c.Beat, c.Age = e.beat.av, e.beat.raw, now.Sub(e.arrived)
+func (o *openings) candidate(h *hit) Candidate {
+	c := Candidate{Peer: h.peer, Capability: o.record(h.record), Record: h.record.raw, Groups: h.groups, State: h.state}
+	if h.beat != nil {
+		c.Availability, c.Beat, c.Age = o.beat(h.beat), h.beat.raw, h.age
 	}
 	return c
 }
 
-// shuffle sorts by a hash of seed and peer, so that no node stands first in every answer.
-func shuffle(cs []Candidate, seed uint64) {
+// arrange sorts by a hash of seed and peer, so that no node stands first in every answer, and keeps the first
+// limit of them; 0 keeps all.
+func arrange(hits []hit, seed uint64, limit int) []hit {
 	type keyed struct {
-		key [8]byte
-		c   Candidate
+		key uint64
+		at  int
 	}
-	ks := make([]keyed, len(cs))
-	for i, c := range cs {
-		ks[i] = keyed{hashOrder(seed, c.Peer), c}
+	keys := make([]keyed, 0, len(hits))
+	// Keys are spread evenly, so a few more than the limit lie below this one.
+	below := uint64(math.MaxUint64)
+	if limit > 0 && limit < len(hits)/4 {
+		below = uint64(math.MaxUint64 * (float64(limit)*1.2 + 32) / float64(len(hits)))
 	}
-	slices.SortFunc(ks, func(a, b keyed) int {
-		return cmp.Or(bytes.Compare(a.key[:], b.key[:]), cmp.Compare(a.c.Peer, b.c.Peer))
+	for i := range hits {
+		if key := shuffled(hits[i].order, seed); key <= below {
+			keys = append(keys, keyed{key, i})
+		}
+	}
+	if below < math.MaxUint64 && len(keys) < limit { // bad luck
+		keys = keys[:0]
+		for i := range hits {
+			keys = append(keys, keyed{shuffled(hits[i].order, seed), i})
+		}
+	}
+	slices.SortFunc(keys, func(a, b keyed) int {
+		return cmp.Or(cmp.Compare(a.key, b.key), cmp.Compare(hits[a.at].peer, hits[b.at].peer))
 	})
-	for i, k := range ks {
-		cs[i] = k.c
+	if limit > 0 && len(keys) > limit {
+		keys = keys[:limit]
 	}
+	out := make([]hit, len(keys))
+	for i, k := range keys {
+		out[i] = hits[k.at]
+	}
+	return out
 }
 
-func hashOrder(seed uint64, id peer.ID) (key [8]byte) {
-	b := binary.BigEndian.AppendUint64(nil, seed)
-	sum := sha256.Sum256(append(b, id...))
-	copy(key[:], sum[:])
-	return key
+// shuffled mixes a peer's order with a seed; for each seed it is a permutation, and unforeseeable without it.
+func shuffled(order, seed uint64) uint64 { return mix(order ^ mix(seed+0x9e3779b97f4a7c15)) }
+
+// mix is the finaliser of MurmurHash3.
+func mix(h uint64) uint64 {
+	h = (h ^ h>>33) * 0xff51afd7ed558ccd
+	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
+	return h ^ h>>33
 }
 
 // Find returns the nodes that match, in an order that the query's seed fixes. With a replica (Config.Shards)
@@ -253,7 +385,7 @@ func hashOrder(seed uint64, id peer.ID) (key [8]byte) {
 // search finds no DHT server to ask.
 func (d *Directory) Find(ctx context.Context, query Query) ([]Candidate, Explanation, error) {
 	if len(d.cfg.Shards) > 0 {
-		out, ex := newAsking(query, d.now()).run(d.index.live(d.now()))
+		out, ex := newAsking(query, d.now(), false).run(d.index)
 		ex.Tier = "replica"
 		return out, ex, nil
 	}

@@ -16,85 +16,125 @@ import (
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
 
+// told is what a node has said and when it was heard, beside the index.
+type told struct {
+	peer    peer.ID
+	record  *record
+	beat    *beat
+	arrived time.Time
+}
+
 // world makes random nodes with absent fields, stale and pending heartbeats, MIG slices and several groups.
-func world(t testing.TB, rnd *rand.Rand, n int) *replica {
+func world(t testing.TB, rnd *rand.Rand, n int) (*replica, []*told) {
 	t.Helper()
-	x := newReplica(n)
+	x, all := newReplica(n), make([]*told, n)
+	for i := range all {
+		all[i] = &told{}
+		retell(t, x, rnd, all[i], i, 1)
+	}
+	return x, all
+}
+
+// retell makes node i say something new, under the sequence number seq.
+func retell(t testing.TB, x *replica, rnd *rand.Rand, e *told, i int, seq uint64) {
+	t.Helper()
+	maybe := func(p float64) bool { return rnd.Float64() < p }
+	me := identityOf(t, 1000+i)
+	rec, beatNew := e.record, seq == 1 && maybe(0.85) || seq > 1 && maybe(0.5)
+	recordNew := seq == 1 || maybe(0.7)
+	if recordNew {
+		c := randomMachine(rnd, me.id, seq)
+		rec = &record{raw: sign(t, me.key, capabilitySeal(), c), peer: me.id, cap: c}
+		rec.digest = digestOf(rec.raw)
+	}
+	putBeat := func() {
+		if !beatNew {
+			return
+		}
+		var loads []*pb.GroupLoad
+		for k, g := range rec.cap.GetGpus() {
+			if maybe(0.9) {
+				loads = append(loads, &pb.GroupLoad{Index: uint32(k), Free: uint32(rnd.IntN(int(g.GetCount()) + 1))})
+			}
+		}
+		state := pb.NodeState(1 + rnd.IntN(5))
+		if maybe(0.6) {
+			state = ready
+		}
+		av := heartbeat(me.id, seq, epoch, rec.raw, state, loads...)
+		if maybe(0.1) {
+			av.CapDigest = make([]byte, digestSize)
+		}
+		e.beat = &beat{raw: sign(t, me.key, availabilitySeal(), av), peer: me.id, av: av}
+		e.arrived = epoch.Add(-time.Duration(rnd.IntN(120)) * time.Second)
+		if fate := x.putBeat(e.beat, 0, e.arrived); fate != beatTaken && fate != beatNews {
+			t.Fatalf("heartbeat refused: %d", fate)
+		}
+	}
+	beatFirst := maybe(0.3)
+	if beatFirst {
+		putBeat()
+	}
+	if recordNew && !x.putRecord(rec, epoch) {
+		t.Fatal("record refused")
+	}
+	if !beatFirst {
+		putBeat()
+	}
+	e.peer, e.record = me.id, rec
+}
+
+func randomMachine(rnd *rand.Rand, id peer.ID, seq uint64) *pb.Capability {
 	models := []string{"nvidia-h100-80gb-sxm", "nvidia-a100-40gb-pcie", "nvidia-l4-24gb", "nvidia-rtx-4090-24gb", ""}
 	vram := []float64{79.65, 39.4, 22.5, 23.99, 8}
 	maybe := func(p float64) bool { return rnd.Float64() < p }
-	for i := range n {
-		id := identityOf(t, 1000+i).id
-		var gpus []*pb.GpuGroup
-		for range rnd.IntN(4) {
-			m := rnd.IntN(len(models))
-			g := gpu(models[m], uint32(1+rnd.IntN(8)), vram[m])
-			if maybe(0.2) {
-				g.VramBytes = nil
-			}
-			if maybe(0.7) {
-				g.Compute = p32(uint32([]int{70, 80, 89, 90}[rnd.IntN(4)]))
-			}
-			if maybe(0.5) {
-				g.Driver = []string{"550.54.15", "535.1", "garbage"}[rnd.IntN(3)]
-			}
-			if maybe(0.5) {
-				g.Cuda = p32(uint32([]int{12040, 12010, 11080}[rnd.IntN(3)]))
-			}
-			if maybe(0.5) {
-				ecc := maybe(0.5)
-				g.Ecc = &ecc
-			}
-			if maybe(0.15) {
-				g.MigProfile = "1g.10gb"
-			}
-			gpus = append(gpus, g)
+	var gpus []*pb.GpuGroup
+	for range rnd.IntN(4) {
+		m := rnd.IntN(len(models))
+		g := gpu(models[m], uint32(1+rnd.IntN(8)), vram[m])
+		if maybe(0.2) {
+			g.VramBytes = nil
 		}
-		c := machine(id, 1, epoch, gpus...)
-		if maybe(0.3) {
-			c.Host = nil
-		}
-		switch rnd.IntN(4) {
-		case 0:
-			c.Location = &pb.Location{Macro: "eu"}
-		case 1:
-			c.Location = &pb.Location{Country: []string{"DE", "US", "ZZ"}[rnd.IntN(3)]}
-		case 2:
-			c.Location = &pb.Location{Country: "US", Subdivision: "US-CA"}
+		if maybe(0.7) {
+			g.Compute = p32(uint32([]int{70, 80, 89, 90}[rnd.IntN(4)]))
 		}
 		if maybe(0.5) {
-			c.Network = &pb.Network{Up: p64(uint64(rnd.IntN(2000)) * 1e6), Down: p64(uint64(rnd.IntN(2000)) * 1e6), Reachability: "public"}
+			g.Driver = []string{"550.54.15", "535.1", "garbage"}[rnd.IntN(3)]
 		}
 		if maybe(0.5) {
-			c.Policy = &pb.PolicyHint{PriceUusdPerHour: p64(uint64(rnd.IntN(5)) * 500_000), Kinds: []string{"map", "task"}[:rnd.IntN(3)]}
+			g.Cuda = p32(uint32([]int{12040, 12010, 11080}[rnd.IntN(3)]))
 		}
-		if maybe(0.4) {
-			c.Labels = []*pb.Label{{Key: "rack", Value: []string{"a", "b"}[rnd.IntN(2)], Issuer: []byte{1}}}
+		if maybe(0.5) {
+			ecc := maybe(0.5)
+			g.Ecc = &ecc
 		}
-		rec := &record{raw: fmt.Appendf(nil, "record %d", i), peer: id, cap: c}
-		rec.digest = digestOf(rec.raw)
-		if !x.putRecord(rec, epoch) {
-			t.Fatal("record refused")
+		if maybe(0.15) {
+			g.MigProfile = "1g.10gb"
 		}
-		if maybe(0.85) {
-			var loads []*pb.GroupLoad
-			for k, g := range gpus {
-				if maybe(0.9) {
-					loads = append(loads, &pb.GroupLoad{Index: uint32(k), Free: uint32(rnd.IntN(int(g.GetCount()) + 1))})
-				}
-			}
-			state := pb.NodeState(1 + rnd.IntN(5))
-			if maybe(0.6) {
-				state = ready
-			}
-			av := heartbeat(id, 1, epoch, rec.raw, state, loads...)
-			if maybe(0.1) {
-				av.CapDigest = make([]byte, digestSize)
-			}
-			x.putBeat(&beat{raw: []byte("beat"), peer: id, av: av}, 0, epoch.Add(-time.Duration(rnd.IntN(120))*time.Second))
-		}
+		gpus = append(gpus, g)
 	}
-	return x
+	c := machine(id, seq, epoch, gpus...)
+	if maybe(0.3) {
+		c.Host = nil
+	}
+	switch rnd.IntN(4) {
+	case 0:
+		c.Location = &pb.Location{Macro: "eu"}
+	case 1:
+		c.Location = &pb.Location{Country: []string{"DE", "US", "ZZ"}[rnd.IntN(3)]}
+	case 2:
+		c.Location = &pb.Location{Country: "US", Subdivision: "US-CA"}
+	}
+	if maybe(0.5) {
+		c.Network = &pb.Network{Up: p64(uint64(rnd.IntN(2000)) * 1e6), Down: p64(uint64(rnd.IntN(2000)) * 1e6), Reachability: "public"}
+	}
+	if maybe(0.5) {
+		c.Policy = &pb.PolicyHint{PriceUusdPerHour: p64(uint64(rnd.IntN(5)) * 500_000), Kinds: []string{"map", "task"}[:rnd.IntN(3)]}
+	}
+	if maybe(0.4) {
+		c.Labels = []*pb.Label{{Key: "rack", Value: []string{"a", "b"}[rnd.IntN(2)], Issuer: []byte{1}}}
+	}
+	return c
 }
 
 // clauses of random filters.
@@ -132,7 +172,7 @@ func randomFilter(rnd *rand.Rand, depth int) string {
 type oracle struct {
 	q   *Query
 	now time.Time
-	e   *entry
+	e   *told
 	g   *pb.GpuGroup
 	gi  int
 }
@@ -390,7 +430,7 @@ func (o oracle) groups(f *protocol.Filter) (match bool, groups []int) {
 
 func TestFindEqualsBruteForceForAnyFilter(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(7, 7))
-	x := world(t, rnd, 150)
+	x, all := world(t, rnd, 150)
 	local := func(id peer.ID) (float64, float64) {
 		b := id[len(id)-1]
 		if b < 64 {
@@ -401,6 +441,11 @@ func TestFindEqualsBruteForceForAnyFilter(t *testing.T) {
 	verify := func(id peer.ID, _ *pb.Label) bool { return id[len(id)-1]%2 == 0 }
 	matchedSome := 0
 	for i := range 3000 {
+		if i%100 == 99 { // the population changes, and with it every bitmap
+			for k, e := range all {
+				retell(t, x, rnd, e, k, uint64(i))
+			}
+		}
 		text := randomFilter(rnd, 4)
 		f, err := protocol.ParseFilter(text)
 		if err != nil {
@@ -410,13 +455,18 @@ func TestFindEqualsBruteForceForAnyFilter(t *testing.T) {
 			t.Fatalf("%s: %v", text, err)
 		}
 		q := Query{Filter: f, Literal: i%2 == 0, Seed: 3, Explain: i%3 == 0, Local: local, Verify: verify}
-		got, ex := newAsking(q, epoch).run(x.live(epoch))
+		got, ex := newAsking(q, epoch, false).run(x)
+		blunt := newAsking(q, epoch, false)
+		blunt.blunt = true
+		if unhinted, _ := blunt.run(x); !reflect.DeepEqual(got, unhinted) {
+			t.Fatalf("%s (literal %t): %d with hints, %d without", text, q.Literal, len(got), len(unhinted))
+		}
 		asked := f
 		if !q.Literal {
 			asked, _ = f.WithImplied()
 		}
 		want := map[peer.ID][]int{}
-		for _, e := range x.live(epoch) {
+		for _, e := range all {
 			if match, groups := (oracle{q: &q, now: epoch, e: e}).groups(asked); match {
 				if !f.MentionsGPU() {
 					groups = nil
@@ -431,7 +481,7 @@ func TestFindEqualsBruteForceForAnyFilter(t *testing.T) {
 		if !reflect.DeepEqual(have, want) {
 			t.Fatalf("%s (literal %t): index finds %d, brute force %d", text, q.Literal, len(have), len(want))
 		}
-		if ex.Matched != len(want) || ex.Population != len(x.live(epoch)) {
+		if ex.Matched != len(want) || ex.Population != len(all) {
 			t.Fatalf("%s: explanation %+v", text, ex)
 		}
 		if len(want) > 0 {
@@ -463,7 +513,7 @@ func TestExplanationCountsWhatEachClauseRemoves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, ex := newAsking(Query{Filter: f, Explain: true}, epoch).run(x.live(epoch))
+	_, ex := newAsking(Query{Filter: f, Explain: true}, epoch, false).run(x)
 	want := []ClauseCount{
 		{"cpu.cores >= 4", false, 1, 3},
 		{"gpu.vram_gb >= 20", false, 1, 2},
@@ -478,7 +528,8 @@ func TestExplanationCountsWhatEachClauseRemoves(t *testing.T) {
 func TestAllGPUClausesHoldForOneGroup(t *testing.T) {
 	id := identityOf(t, 1).id
 	rec := &record{peer: id, cap: machine(id, 1, epoch, gpu("nvidia-t4-16gb", 8, 15), gpu("nvidia-h100-80gb-pcie", 1, 79.65))}
-	e := newEntry(id, rec, nil, time.Time{})
+	x := newReplica(1)
+	x.putRecord(rec, epoch)
 	for where, want := range map[string][]int{
 		`gpu.model == "H100" && gpu.count >= 8`: nil,
 		`gpu.model == "H100" || gpu.count >= 8`: {0, 1},
@@ -489,16 +540,26 @@ func TestAllGPUClausesHoldForOneGroup(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if v := newAsking(Query{Filter: f, Literal: true}, epoch).judge(e); !slices.Equal(v.groups, want) {
-			t.Errorf("%s: groups %v, want %v", where, v.groups, want)
+		hits, _ := newAsking(Query{Filter: f, Literal: true}, epoch, false).match(x)
+		var got []int
+		if len(hits) == 1 {
+			got = hits[0].groups
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: groups %v, want %v", where, got, want)
 		}
 	}
 }
 
 func TestEqualSeedsGiveEqualOrders(t *testing.T) {
-	x := world(t, rand.New(rand.NewPCG(1, 2)), 60)
+	_, all := world(t, rand.New(rand.NewPCG(1, 2)), 60)
+	shake := rand.New(rand.NewPCG(3, 4))
 	order := func(seed uint64) []peer.ID {
-		got, _ := newAsking(Query{Literal: true, Seed: seed}, epoch).run(x.live(epoch)) // live is a map: any order
+		x := newReplica(len(all))
+		for _, i := range shake.Perm(len(all)) { // whatever the order of arrival
+			x.putRecord(all[i].record, epoch)
+		}
+		got, _ := newAsking(Query{Literal: true, Seed: seed}, epoch, false).run(x)
 		var ids []peer.ID
 		for _, c := range got {
 			ids = append(ids, c.Peer)
@@ -534,17 +595,5 @@ func TestBandwidthTiersBeginStrictlyAboveTheirBounds(t *testing.T) {
 		if got := BandwidthTier(c.down, c.up); got != c.want {
 			t.Errorf("%d/%d: %s, want %s", c.down, c.up, got, c.want)
 		}
-	}
-}
-
-func BenchmarkFind(b *testing.B) {
-	x := world(b, rand.New(rand.NewPCG(1, 2)), 5000)
-	f, err := protocol.ParseFilter(`gpu.model in ["H100", "L4"] && gpu.free >= 1 && gpu.vram_gb >= 24 && gpu.compute >= 8.0 && node.region == "eu"`)
-	if err != nil {
-		b.Fatal(err)
-	}
-	live := x.live(epoch)
-	for b.Loop() {
-		newAsking(Query{Filter: f}, epoch).run(live)
 	}
 }

@@ -1,12 +1,14 @@
 package dht
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -152,8 +154,8 @@ func (d *Directory) replyGet(req *pb.GetRequest, yield func(*pb.QueryReply) bool
 			}
 			continue
 		}
-		if e, ok := d.index.get(id, now); ok && d.cfg.Index {
-			rows = append(rows, rowOf(e.record, e.beat))
+		if h, ok := d.index.get(id, now); ok && d.cfg.Index {
+			rows = append(rows, h.row())
 		}
 	}
 	if sendRows(rows, yield) {
@@ -165,6 +167,14 @@ func rowOf(r *record, b *beat) *pb.QueryRow {
 	row := &pb.QueryRow{Capability: r.raw}
 	if b != nil {
 		row.Availability = b.raw
+	}
+	return row
+}
+
+func (h *hit) row() *pb.QueryRow {
+	row := &pb.QueryRow{Capability: h.record.raw}
+	if h.beat != nil {
+		row.Availability = h.beat.raw
 	}
 	return row
 }
@@ -203,14 +213,14 @@ func (d *Directory) replyFind(req *pb.FindRequest, yield func(*pb.QueryReply) bo
 		limit = maxQueryRows
 	}
 	var seed uint64
-	var after []byte
+	after := uint64(0) // keys below it were sent
 	switch cursor := req.GetCursor(); len(cursor) {
 	case 0:
 		d.mu.Lock()
 		seed = d.rnd.Uint64()
 		d.mu.Unlock()
 	case 16:
-		seed, after = binary.BigEndian.Uint64(cursor), cursor[8:]
+		seed, after = binary.BigEndian.Uint64(cursor), binary.BigEndian.Uint64(cursor[8:])
 	default:
 		yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_FORMAT, "a cursor is taken from an answer as it is", 0, 0))
 		return
@@ -218,15 +228,12 @@ func (d *Directory) replyFind(req *pb.FindRequest, yield func(*pb.QueryReply) bo
 	q := newAsking(Query{
 		Filter: filter, Seed: seed, Explain: req.GetExplain(),
 		MaxAge: time.Duration(req.GetMaxAgeS()) * time.Second,
-	}, d.now())
-	if filter.MentionsLocal() {
-		q.keep = unknown
-	}
-	found, ex := q.run(d.index.live(q.now))
-	page, cursor := pageOf(found, seed, after, limit)
+	}, d.now(), true)
+	found, ex := q.match(d.index)
+	page, cursor := pageOf(arrange(found, seed, 0), seed, after, limit)
 	rows := make([]*pb.QueryRow, len(page))
-	for i, c := range page {
-		rows[i] = &pb.QueryRow{Capability: c.Record, Availability: c.Beat}
+	for i := range page {
+		rows[i] = page[i].row()
 	}
 	if !sendRows(rows, yield) {
 		return
@@ -240,23 +247,15 @@ func (d *Directory) replyFind(req *pb.FindRequest, yield func(*pb.QueryReply) bo
 	yield(&pb.QueryReply{Part: &pb.QueryReply_End{End: end}})
 }
 
-// pageOf cuts the candidates behind a cursor: they are sorted by the hash that the cursor names.
-func pageOf(found []Candidate, seed uint64, after []byte, limit int) (page []Candidate, cursor []byte) {
-	start := 0
-	for after != nil && start < len(found) {
-		key := hashOrder(seed, found[start].Peer)
-		if string(key[:]) > string(after) {
-			break
-		}
-		start++
-	}
+// pageOf cuts the hits from a cursor on: they are sorted by the key that the cursor's seed gives.
+func pageOf(found []hit, seed, from uint64, limit int) (page []hit, cursor []byte) {
+	start, _ := slices.BinarySearchFunc(found, from, func(h hit, key uint64) int { return cmp.Compare(shuffled(h.order, seed), key) })
 	page = found[start:]
 	if len(page) <= limit {
 		return page, nil
 	}
-	page = page[:limit]
-	last := hashOrder(seed, page[limit-1].Peer)
-	return page, append(binary.BigEndian.AppendUint64(nil, seed), last[:]...)
+	next := shuffled(page[limit].order, seed)
+	return page[:limit], binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, seed), next)
 }
 
 // rates is a token bucket per peer.
@@ -317,6 +316,7 @@ func (r *rates) sweepLocked(now time.Time) {
 type answered struct {
 	record *record
 	beat   *beat
+	heard  time.Time // when, for one that the node itself has just told; else its own word counts
 }
 
 // ask sends a get to a peer and verifies what comes. Rows that were not asked for or do not verify are left

@@ -1,6 +1,7 @@
 package dht
 
 import (
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -11,105 +12,127 @@ import (
 // seqMemory is for how long the highest sequence numbers of a peer that has left are kept against rollback.
 const seqMemory = 24 * time.Hour
 
-// replica is the verified picture of the network in memory, bounded.
-type replica struct {
-	limit int
+// chunkSize is how many slots are allocated at once: the table grows without being copied.
+const chunkSize = 1024
 
-	mu      sync.RWMutex
-	entries map[peer.ID]*entry
+// replica is the verified picture of the network in memory, bounded: an index of rows (node, group of GPUs)
+// with bitmaps of slots for what conjunctive clauses ask most.
+type replica struct {
+	limit  int
+	opened openings
+
+	mu     sync.RWMutex
+	based  bool
+	base   time.Time // that durations count from: the first moment that was heard of
+	slots  map[peer.ID]uint32
+	chunks []*[chunkSize]node
+	free   []uint32 // slots that nobody holds
+	// Columns by slot, read for every query: until when a node is listed. A slot that is empty, without a
+	// record or left by a tombstone has expires 0.
+	expires []int64         // Unix ms, of the record
+	lapses  []time.Duration // since base, of the heartbeat
+	classes *classes
+	bare    int // slots without a record
+	swept   time.Duration
 	seen    map[peer.ID]seqs
 }
 
 // seqs are the highest sequence numbers that were seen of a peer.
 type seqs struct {
-	record, beat uint64
-	due          time.Time // when its heartbeats, evenly spread, would be used up
-	at           time.Time
+	recordSeq, beatSeq uint64
+	due                time.Duration // since base: when its heartbeats, evenly spread, would be used up
+	at                 time.Duration // since base: when it was last heard
 }
 
 func newReplica(limit int) *replica {
-	return &replica{limit: limit, entries: map[peer.ID]*entry{}, seen: map[peer.ID]seqs{}}
+	return &replica{limit: limit, slots: map[peer.ID]uint32{}, classes: newClasses(), seen: map[peer.ID]seqs{}}
 }
 
-// live returns what is neither expired nor long gone, in no particular order.
-func (x *replica) live(now time.Time) []*entry {
+// since turns a moment into a duration on the receiver's monotonic clock.
+func (x *replica) since(now time.Time) time.Duration {
+	if !x.based {
+		return 0
+	}
+	return now.Sub(x.base)
+}
+
+func (x *replica) sinceLocked(now time.Time) time.Duration {
+	if !x.based {
+		x.based, x.base = true, now
+	}
+	return now.Sub(x.base)
+}
+
+func (x *replica) at(i uint32) *node { return &x.chunks[i/chunkSize][i%chunkSize] }
+
+// size returns how many nodes are held, dead ones included.
+func (x *replica) size() int {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	out := make([]*entry, 0, len(x.entries))
-	for _, e := range x.entries {
-		if e.record != nil && !e.record.cap.GetTombstone() && !e.dead(now) {
-			out = append(out, e)
-		}
-	}
-	return out
+	return len(x.slots)
 }
 
-// heard is a heartbeat and when it came.
-type heard struct {
-	*beat
-	arrived time.Time
+// listed says whether a node is neither expired nor long gone, has a record and has not left.
+func (x *replica) listed(i uint32, nowMs int64, now time.Duration) bool {
+	return x.expires[i] > nowMs && x.lapses[i] >= now
 }
 
-// beats returns the heartbeats that are fresh, in no particular order.
-func (x *replica) beats(now time.Time) []heard {
+// get returns what is known of one peer, a tombstone too.
+func (x *replica) get(id peer.ID, now time.Time) (hit, bool) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	var out []heard
-	for _, e := range x.entries {
-		if e.beat != nil && e.beat.fresh(now) {
-			out = append(out, heard{e.beat, e.arrived})
-		}
+	i, ok := x.slots[id]
+	if !ok {
+		return hit{}, false
 	}
-	return out
-}
-
-// all returns every entry, in no particular order.
-func (x *replica) all() []*entry {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	out := make([]*entry, 0, len(x.entries))
-	for _, e := range x.entries {
-		out = append(out, e)
+	n, d := x.at(i), x.since(now)
+	if n.record == nil || n.expires() <= now.UnixMilli() || n.lapse() < d {
+		return hit{}, false
 	}
-	return out
-}
-
-// get returns one live entry.
-func (x *replica) get(id peer.ID, now time.Time) (*entry, bool) {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	e, ok := x.entries[id]
-	if !ok || e.record == nil || e.dead(now) {
-		return nil, false
-	}
-	return e, true
+	return n.hit(nil, d), true
 }
 
 // putRecord takes a verified record unless a newer one is known. It says whether the record is now held.
 func (x *replica) putRecord(r *record, now time.Time) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	d := x.sinceLocked(now)
+	i, held := x.slots[r.peer]
 	s := x.seen[r.peer]
-	if r.cap.GetSeq() < s.record {
+	if held {
+		s = x.at(i).seqs
+	}
+	if r.cap.GetSeq() < s.recordSeq {
 		return false
 	}
-	old := x.entries[r.peer]
-	if old != nil && old.record != nil && old.record.digest == r.digest {
-		return true
+	if held && x.at(i).record != nil {
+		switch {
+		case x.at(i).record.digest == r.digest:
+			return true
+		case r.cap.GetSeq() == s.recordSeq:
+			return false // equal seq, other bytes: the first one stays
+		}
 	}
-	if r.cap.GetSeq() == s.record && old != nil && old.record != nil {
-		return false // equal seq, other bytes: the first one stays
+	if !held {
+		if !x.roomLocked(now) {
+			return false
+		}
+		i = x.allotLocked(r.peer, s)
 	}
-	if old == nil && !x.roomLocked(now) {
-		return false
+	n := x.at(i)
+	x.unfileLocked(n, i)
+	if n.record == nil {
+		x.bare--
 	}
-	s.record, s.at = r.cap.GetSeq(), now
-	x.seen[r.peer] = s
-	n := newEntry(r.peer, r, nil, time.Time{})
-	if old != nil {
-		n = n.withBeat(old.beat, old.arrived)
+	n.recordSeq, n.at = r.cap.GetSeq(), d
+	n.record = &heldRecord{raw: r.raw, digest: r.digest, expires: r.cap.GetExpires()}
+	n.tell(r.cap)
+	if n.beat != nil {
+		if av := x.opened.beat(n.beat); av != nil {
+			n.hear(av)
+		}
 	}
-	x.entries[r.peer] = n
+	x.fileLocked(n, i)
 	return true
 }
 
@@ -131,42 +154,125 @@ const beatBurst = 4
 func (x *replica) putBeat(b *beat, gap time.Duration, now time.Time) beatFate {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	d := x.sinceLocked(now)
+	i, held := x.slots[b.peer]
 	s := x.seen[b.peer]
-	if b.av.GetSeq() <= s.beat {
+	if held {
+		s = x.at(i).seqs
+	}
+	if b.av.GetSeq() <= s.beatSeq {
 		return beatOld
 	}
 	// A burst is let through: a node that goes and comes back within a gap must not be taken for gone.
-	if s.due.Sub(now) > (beatBurst-1)*gap {
+	if gap > 0 && s.beatSeq > 0 && s.due-d > (beatBurst-1)*gap {
 		return beatEarly
 	}
-	e := x.entries[b.peer]
-	if e == nil {
-		if !x.roomLocked(now) {
+	if !held {
+		if x.bare >= x.bareLimit() || !x.roomLocked(now) {
 			return beatFull
 		}
-		e = newEntry(b.peer, nil, nil, time.Time{})
+		i = x.allotLocked(b.peer, s)
 	}
-	if s.due.Before(now) {
-		s.due = now
+	n := x.at(i)
+	before := n.movingClasses()
+	n.beatSeq, n.due, n.at, n.arrived = b.av.GetSeq(), max(s.due, d)+gap, d, d
+	if s.beatSeq == 0 {
+		n.due = d + gap
 	}
-	s.beat, s.due, s.at = b.av.GetSeq(), s.due.Add(gap), now
-	x.seen[b.peer] = s
-	n := e.withBeat(b, now)
-	x.entries[b.peer] = n
-	if n.pending() {
+	n.beat = heldBeatOf(b)
+	n.hear(b.av)
+	for k, after := range n.movingClasses() {
+		if after != before[k] {
+			x.classes.remove(before[k], i)
+			x.classes.add(after, i)
+		}
+	}
+	x.lapses[i] = n.lapse()
+	if n.pending {
 		return beatNews
 	}
 	return beatTaken
 }
 
+// bareLimit bounds the nodes of which only heartbeats are known: strangers make them for nothing.
+func (x *replica) bareLimit() int { return x.limit/8 + 16 }
+
+// allotLocked gives a peer a slot; the caller holds mu and has made sure that there is room.
+func (x *replica) allotLocked(id peer.ID, s seqs) uint32 {
+	if len(x.free) == 0 {
+		first := uint32(len(x.expires))
+		x.chunks = append(x.chunks, new([chunkSize]node))
+		x.expires = append(x.expires, make([]int64, chunkSize)...)
+		x.lapses = append(x.lapses, make([]time.Duration, chunkSize)...)
+		for i := uint32(chunkSize); i > 0; i-- {
+			x.free = append(x.free, first+i-1)
+		}
+	}
+	i := x.free[len(x.free)-1]
+	x.free = x.free[:len(x.free)-1]
+	x.slots[id] = i
+	delete(x.seen, id)
+	n := x.at(i)
+	*n = node{id: id, order: orderOf(id), seqs: s}
+	x.lapses[i] = math.MaxInt64
+	x.fileLocked(n, i)
+	x.bare++
+	return i
+}
+
+// fileLocked enters a node into bitmaps and columns.
+func (x *replica) fileLocked(n *node, i uint32) {
+	x.expires[i] = 0
+	if n.record != nil {
+		for _, k := range n.staticClasses() {
+			x.classes.add(k, i)
+		}
+		if !n.tombstone {
+			x.expires[i] = n.expires()
+		}
+	}
+	for _, k := range n.movingClasses() {
+		x.classes.add(k, i)
+	}
+}
+
+// unfileLocked takes it out again.
+func (x *replica) unfileLocked(n *node, i uint32) {
+	x.expires[i] = 0
+	if n.record != nil {
+		for _, k := range n.staticClasses() {
+			x.classes.remove(k, i)
+		}
+	}
+	for _, k := range n.movingClasses() {
+		x.classes.remove(k, i)
+	}
+}
+
+// dropLocked forgets a node but for its sequence numbers.
+func (x *replica) dropLocked(i uint32) {
+	n := x.at(i)
+	x.unfileLocked(n, i)
+	if n.record == nil {
+		x.bare--
+	}
+	x.seen[n.id] = n.seqs
+	delete(x.slots, n.id)
+	x.free = append(x.free, i)
+	*n = node{}
+}
+
 // roomLocked makes sure that one more node fits, by forgetting those that are dead; it never forgets a live
 // one for a stranger. The caller holds mu.
 func (x *replica) roomLocked(now time.Time) bool {
-	if len(x.entries) < x.limit {
+	if len(x.slots) < x.limit {
 		return true
 	}
-	x.sweepLocked(now)
-	return len(x.entries) < x.limit
+	// Strangers at a full table must not have it swept for each of them.
+	if d := x.sinceLocked(now); d-x.swept >= time.Second || x.swept == 0 {
+		x.sweepLocked(now)
+	}
+	return len(x.slots) < x.limit
 }
 
 // sweep forgets dead nodes, and sequence numbers after a day.
@@ -177,18 +283,21 @@ func (x *replica) sweep(now time.Time) {
 }
 
 func (x *replica) sweepLocked(now time.Time) {
-	for id, e := range x.entries {
-		if e.dead(now) {
-			delete(x.entries, id)
+	d, ms := x.sinceLocked(now), now.UnixMilli()
+	x.swept = d
+	for _, i := range x.slots {
+		// Dead: heartbeats stopped long ago, or the record has expired.
+		if n := x.at(i); n.lapse() < d || n.record != nil && n.expires() <= ms {
+			x.dropLocked(i)
 		}
 	}
 	for id, s := range x.seen {
-		if _, held := x.entries[id]; !held && now.Sub(s.at) > seqMemory {
+		if d-s.at > seqMemory {
 			delete(x.seen, id)
 		}
 	}
 	// A flood of fresh keys must not grow the memory of sequence numbers without bound.
-	if over := len(x.seen) - 4*x.limit; over > 0 {
+	if over := len(x.seen) - 3*x.limit; over > 0 {
 		x.forgetOldestLocked(over)
 	}
 }
@@ -196,11 +305,9 @@ func (x *replica) sweepLocked(now time.Time) {
 func (x *replica) forgetOldestLocked(n int) {
 	ids := make([]peer.ID, 0, len(x.seen))
 	for id := range x.seen {
-		if _, held := x.entries[id]; !held {
-			ids = append(ids, id)
-		}
+		ids = append(ids, id)
 	}
-	slices.SortFunc(ids, func(a, b peer.ID) int { return x.seen[a].at.Compare(x.seen[b].at) })
+	slices.SortFunc(ids, func(a, b peer.ID) int { return int(x.seen[a].at - x.seen[b].at) })
 	for _, id := range ids[:min(n, len(ids))] {
 		delete(x.seen, id)
 	}

@@ -301,7 +301,7 @@ type heldRows struct {
 	key   [scanKey]byte
 	own   *record
 	value []byte // as Kademlia keeps it
-	beat  *heard
+	beat  *spoken
 }
 
 // held gathers what the request asks for, in the order of the keys: what Kademlia stores here for others, our
@@ -333,12 +333,12 @@ func (d *Directory) held(ctx context.Context, req *pb.ScanRequest) []heldRows {
 	}
 	if wants(pb.ScanKind_SCAN_KIND_AVAILABILITY) {
 		now := d.now()
-		beats := d.index.beats(now)
-		if ownBeat != nil && ownBeat.fresh(now) && len(d.cfg.Shards) == 0 {
-			beats = append(beats, heard{ownBeat, millis(ownBeat.av.GetAt())})
+		beats := d.index.spoken()
+		if ownBeat != nil && len(d.cfg.Shards) == 0 {
+			beats = append(beats, spoken{peer: ownBeat.peer, raw: ownBeat.raw, av: ownBeat.av, arrived: millis(ownBeat.av.GetAt())})
 		}
 		for i := range beats {
-			if key := keyOf(beats[i].peer); through(key) {
+			if key := keyOf(beats[i].peer); through(key) && (&beat{av: beats[i].av}).fresh(now) {
 				all = append(all, heldRows{key: key, beat: &beats[i]})
 			}
 		}

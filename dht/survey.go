@@ -447,17 +447,16 @@ func (s *survey) addrs(id peer.ID) []multiaddr.Multiaddr {
 
 // absorb takes in the heartbeats, and the records they speak of, that the replica has heard since.
 func (s *survey) absorb() {
-	for _, e := range s.d.index.all() {
-		if e.beat == nil || e.peer == s.d.host.ID() || s.heard[e.peer] >= e.beat.av.GetSeq() {
+	for _, e := range s.d.index.spoken() {
+		if e.peer == s.d.host.ID() || s.heard[e.peer] >= e.av.GetSeq() {
 			continue
 		}
-		sight := &Sighting{Peer: e.peer, Beat: e.beat.raw, Via: ViaGossip, At: e.arrived}
-		if !e.pending() {
-			s.heard[e.peer] = e.beat.av.GetSeq() // else it is taken again, with its record
+		sight := &Sighting{Peer: e.peer, Beat: e.raw, Via: ViaGossip, At: e.arrived}
+		if e.record != nil {
+			s.heard[e.peer] = e.av.GetSeq() // else it is taken again, with its record
 			sight.Record = e.record.raw
-			s.wantOwner(e.peer, e.record.cap)
-		}
-		if e.pending() && s.f.holds(ScanRow{Peer: e.peer, IsBeat: true, Seq: e.beat.av.GetSeq()}) {
+			s.wantOwner(e.peer, s.d.index.opened.record(e.record))
+		} else if s.f.holds(ScanRow{Peer: e.peer, IsBeat: true, Seq: e.av.GetSeq()}) {
 			continue
 		}
 		s.event(SurveyEvent{Sighting: sight})
@@ -481,11 +480,11 @@ type Heard struct {
 // Heard returns the last heartbeat of each peer that the directory listens to, in no particular order.
 func (d *Directory) Heard() []Heard {
 	var out []Heard
-	for _, e := range d.index.all() {
-		if e.beat != nil && e.peer != d.host.ID() {
+	for _, e := range d.index.spoken() {
+		if e.peer != d.host.ID() {
 			out = append(out, Heard{
-				Peer: e.peer, Seq: e.beat.av.GetSeq(), At: e.arrived, Period: e.beat.period(),
-				Leaving: e.beat.av.GetState() == pb.NodeState_NODE_STATE_LEAVING,
+				Peer: e.peer, Seq: e.av.GetSeq(), At: e.arrived, Period: (&beat{av: e.av}).period(),
+				Leaving: e.av.GetState() == pb.NodeState_NODE_STATE_LEAVING,
 			})
 		}
 	}

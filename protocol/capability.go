@@ -40,6 +40,16 @@ func PeekCapability(raw []byte) (*pb.Capability, error) {
 	return c, nounCapability.decode(e.payload, c)
 }
 
+// PeekAvailability decodes a heartbeat without verifying it, for those that were verified when they came.
+func PeekAvailability(raw []byte) (*pb.Availability, error) {
+	e, err := nounAvailability.parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	a := &pb.Availability{}
+	return a, nounAvailability.decode(e.payload, a)
+}
+
 // SealAvailability signs a node's heartbeat with the node's key.
 func SealAvailability(key crypto.PrivKey, a *pb.Availability) ([]byte, error) {
 	return nounAvailability.seal(key, PeerID(a.GetPeerId()), a)
