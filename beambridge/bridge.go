@@ -216,6 +216,7 @@ func (b *Bridge) assemble(ctx context.Context) error {
 	}
 	cfg := dht.DefaultConfig()
 	cfg.Mode, cfg.Loopback, cfg.Shards, cfg.Index, cfg.K = dht.ModeServer, b.cfg.Local, dht.AllShards(), true, b.cfg.Buckets
+	cfg.Network = b.network.ID[:]
 	b.gossip = newGossip(b.host, b.stirred)
 	if b.dir, err = dht.New(cfg, b.host.Host(), b.gossip, b.cfg.Clock, newRand(), b.log); err != nil {
 		return err

@@ -120,6 +120,9 @@ func ProviderKey(attr string, level int, id peer.ID) (cid.Cid, error) {
 // AttrAll is the attribute that every node announces.
 const AttrAll = "all"
 
+// attrIndex is what peers announce that answer for others.
+const attrIndex = "index"
+
 // Attributes returns what a node with this record announces: all, its GPU models and their memory rungs, and
 // the roles index and relay.
 func Attributes(c *pb.Capability) []string {
@@ -140,7 +143,7 @@ func Attributes(c *pb.Capability) []string {
 		}
 	}
 	for _, r := range c.GetRoles() {
-		if r == "index" || r == "relay" {
+		if r == attrIndex || r == "relay" {
 			add(r)
 		}
 	}

@@ -26,9 +26,17 @@ func (d *Directory) findCold(ctx context.Context, query Query) ([]Candidate, Exp
 	if err := d.waitServers(ctx); err != nil {
 		return nil, Explanation{}, err
 	}
+	found := newReplica(d.cfg.MaxNodes)
+	asked, failed := d.searchCold(ctx, query, found)
+	out, ex := newAsking(query, d.now(), false).run(found)
+	ex.Tier, ex.PeersAsked, ex.PeersFailed = "cold", asked, failed
+	return out, ex, nil
+}
+
+// searchCold puts what a sample of nodes says of themselves into found.
+func (d *Directory) searchCold(ctx context.Context, query Query, found *replica) (asked, failed int) {
 	ids := d.sample(ctx, query)
-	found := newReplica(max(1, len(ids)))
-	var failed atomic.Int64
+	var failures atomic.Int64
 	slots := make(chan struct{}, d.cfg.ColdParallel)
 	var wg sync.WaitGroup
 	for _, id := range ids {
@@ -37,7 +45,7 @@ func (d *Directory) findCold(ctx context.Context, query Query) ([]Candidate, Exp
 			defer func() { <-slots }()
 			a, err := d.reach(ctx, id)
 			if err != nil {
-				failed.Add(1)
+				failures.Add(1)
 				d.log.Debug("node not reached", "peer", id, "err", err)
 				return
 			}
@@ -45,9 +53,7 @@ func (d *Directory) findCold(ctx context.Context, query Query) ([]Candidate, Exp
 		})
 	}
 	wg.Wait()
-	out, ex := newAsking(query, d.now(), false).run(found)
-	ex.Tier, ex.PeersAsked, ex.PeersFailed = "cold", len(ids), int(failed.Load())
-	return out, ex, nil
+	return len(ids), int(failures.Load())
 }
 
 // sample finds peers to ask: those that announced what the filter is about, else all. We leave ourselves out.

@@ -36,6 +36,11 @@ type Config struct {
 	Shards []int
 	// Index makes this peer answer find queries of others. Default false.
 	Index bool
+	// Network is the network's ID, which a hello tells. Default empty: unknown.
+	Network []byte
+	// IndexPeers is how many index peers of different networks and operators a directory without a replica
+	// asks. Default 3.
+	IndexPeers int
 	// K is Kademlia's bucket size and the number of holders of a record. Default 20; tests of many hosts on
 	// one machine use 8.
 	K int
@@ -90,6 +95,7 @@ func AllShards() []int {
 func DefaultConfig() Config {
 	return Config{
 		Mode:         ModeAuto,
+		IndexPeers:   3,
 		K:            20,
 		MaxNodes:     200_000,
 		FetchWorkers: 8,
@@ -123,10 +129,14 @@ func (c Config) Validate() error {
 			return fmt.Errorf("%w: Shards names %d, want 0..%d", ErrConfig, s, protocol.AvailShards-1)
 		}
 	}
+	if len(c.Network) > 64 {
+		return fmt.Errorf("%w: Network has %d bytes, at most 64", ErrConfig, len(c.Network))
+	}
 	for _, f := range []struct {
 		name  string
 		value int
 	}{
+		{"IndexPeers", c.IndexPeers},
 		{"K", c.K},
 		{"MaxNodes", c.MaxNodes},
 		{"FetchWorkers", c.FetchWorkers},

@@ -69,6 +69,7 @@ type Directory struct {
 	fetches chan peer.ID
 	rates   *rates
 	values  *boundedStore // what Kademlia stores for others
+	probes  *rates        // of what costs us dialling
 	started time.Time     // when New was called, by our clock
 	ready   chan struct{}
 	done    chan struct{}
@@ -99,8 +100,9 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		cfg: cfg, host: h, gossip: gossip, clock: clock, rnd: rnd, log: log,
 		index:    newReplica(cfg.MaxNodes),
 		fetches:  make(chan peer.ID, cfg.FetchQueue),
-		rates:    newRates(cfg.QueryRate),
 		values:   newBoundedStore(h.ID(), cfg.StoreBytes),
+		rates:    newRates(float64(cfg.QueryRate), 4*float64(cfg.QueryRate)),
+		probes:   newRates(0.1, 3),
 		started:  clock(),
 		ready:    make(chan struct{}),
 		done:     make(chan struct{}),
@@ -186,6 +188,16 @@ func (d *Directory) up(ctx context.Context) error {
 		return ErrStopped
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+}
+
+// isUp says whether Run has started the network.
+func (d *Directory) isUp() bool {
+	select {
+	case <-d.ready:
+		return true
+	default:
+		return false
 	}
 }
 

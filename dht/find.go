@@ -3,6 +3,7 @@ package dht
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"math"
 	"slices"
 	"time"
@@ -13,12 +14,28 @@ import (
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
 
+// Via is a way to an answer.
+type Via string
+
+// The ways.
+const (
+	// ViaAuto asks the own replica where there is one, else index peers, and the DHT too while fewer than
+	// Config.IndexPeers of them answer.
+	ViaAuto Via = ""
+	// ViaIndex asks index peers alone.
+	ViaIndex Via = "index"
+	// ViaDHT samples provider keys and asks the nodes themselves.
+	ViaDHT Via = "dht"
+)
+
 // Query asks the directory for nodes.
 type Query struct {
 	// Filter says which nodes fit; nil means all. What it leaves unsaid is added (protocol.Filter.WithImplied).
 	Filter *protocol.Filter
 	// Literal leaves the implied clauses out: stale, paused and unheard nodes and MIG slices count too.
 	Literal bool
+	// Via says who is asked; the zero value is ViaAuto.
+	Via Via
 	// Limit bounds the candidates, 0 means no bound.
 	Limit int
 	// Seed shuffles the candidates: equal seeds give equal orders, whatever the order of arrival.
@@ -67,7 +84,8 @@ type ClauseCount struct {
 
 // Explanation tells how an answer came about.
 type Explanation struct {
-	// Tier that answered: replica (memory) or cold (asked just now).
+	// Tier that answered: replica (memory), index (index peers), cold (the nodes themselves, asked just now) or
+	// index+cold.
 	Tier string
 	// Population counts the nodes that were looked at.
 	Population int
@@ -75,8 +93,13 @@ type Explanation struct {
 	Matched int
 	// Clauses in order, when the query asked for them.
 	Clauses []ClauseCount
-	// PeersAsked and PeersFailed count the peers that a cold search spoke to.
+	// PeersAsked and PeersFailed count the peers that were spoken to.
 	PeersAsked, PeersFailed int
+	// Index are the index peers that were asked, in that order.
+	Index []IndexAnswer
+	// IndexWanted is how many of different networks and operators a client wants to hear (Config.IndexPeers),
+	// IndexHeard how many it did.
+	IndexWanted, IndexHeard int
 	// OldestAge and MedianAge of the heartbeats of the candidates.
 	OldestAge, MedianAge time.Duration
 }
@@ -380,14 +403,20 @@ func mix(h uint64) uint64 {
 }
 
 // Find returns the nodes that match, in an order that the query's seed fixes. With a replica (Config.Shards)
-// it answers from memory without a message; otherwise it searches cold: it samples provider records, asks each
-// node for its own record and heartbeat and falls back to the DHT's copy. It returns ErrNoServers when a cold
-// search finds no DHT server to ask.
+// it answers from memory without a message; otherwise it asks index peers, or searches cold: it samples provider
+// records, asks each node for its own record and heartbeat and falls back to the DHT's copy. It returns
+// ErrNoServers when no DHT server can be asked, ErrNoIndex when ViaIndex finds no index peer that answers.
 func (d *Directory) Find(ctx context.Context, query Query) ([]Candidate, Explanation, error) {
-	if len(d.cfg.Shards) > 0 {
+	switch {
+	case query.Via == ViaAuto && len(d.cfg.Shards) > 0:
 		out, ex := newAsking(query, d.now(), false).run(d.index)
 		ex.Tier = "replica"
 		return out, ex, nil
+	case query.Via == ViaDHT:
+		return d.findCold(ctx, query)
+	case query.Via == ViaIndex, query.Via == ViaAuto:
+		return d.findIndex(ctx, query)
+	default:
+		return nil, Explanation{}, fmt.Errorf("%w: Via is %q, want index, dht or nothing", ErrConfig, query.Via)
 	}
-	return d.findCold(ctx, query)
 }

@@ -339,3 +339,4 @@ func storeKey(key string) ds.Key {
 }
 
 func scanWriter(w io.Writer) msgio.Writer { return msgio.NewVarintWriter(struct{ io.Writer }{w}) }
+func newRand(seed uint64) *rand.Rand      { return rand.New(rand.NewPCG(seed, seed)) }

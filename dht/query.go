@@ -15,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-msgio"
+	"github.com/multiformats/go-multiaddr"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gridbeam/gridbeam/protocol"
@@ -60,7 +61,7 @@ func (d *Directory) serveQueries(ctx context.Context) (stop func()) {
 		}
 		release := context.AfterFunc(ctx, func() { _ = s.Reset() })
 		defer release()
-		if err := d.answer(s); err != nil {
+		if err := d.answer(ctx, s); err != nil {
 			d.log.Debug("query not answered", "peer", s.Conn().RemotePeer(), "err", err)
 			_ = s.Reset()
 			return
@@ -75,7 +76,7 @@ func (d *Directory) serveQueries(ctx context.Context) (stop func()) {
 }
 
 // answer serves one stream: one request, its frames.
-func (d *Directory) answer(s network.Stream) error {
+func (d *Directory) answer(ctx context.Context, s network.Stream) error {
 	if err := s.SetDeadline(time.Now().Add(d.cfg.QueryTimeout)); err != nil {
 		return fmt.Errorf("setting a deadline: %w", err)
 	}
@@ -91,7 +92,11 @@ func (d *Directory) answer(s network.Stream) error {
 	if err != nil {
 		return fmt.Errorf("reading the query: %w", err)
 	}
-	for reply := range d.replies(raw) {
+	// Where an answer needs others, the time runs as it does for the stream.
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
+	defer cancel()
+	who := asker{peer: s.Conn().RemotePeer(), addr: s.Conn().RemoteMultiaddr()}
+	for reply := range d.replies(ctx, who, raw) {
 		if err := writeReply(w, reply); err != nil {
 			return err
 		}
@@ -116,8 +121,14 @@ func errorReply(code pb.QueryErrorCode, text string, column int, retry time.Dura
 	}}}
 }
 
+// asker is who asks, and from where.
+type asker struct {
+	peer peer.ID
+	addr multiaddr.Multiaddr
+}
+
 // replies yields the frames that answer a request; it is what the fuzzer drives.
-func (d *Directory) replies(raw []byte) func(yield func(*pb.QueryReply) bool) {
+func (d *Directory) replies(ctx context.Context, who asker, raw []byte) func(yield func(*pb.QueryReply) bool) {
 	return func(yield func(*pb.QueryReply) bool) {
 		req := &pb.QueryRequest{}
 		if err := proto.Unmarshal(raw, req); err != nil || req.GetFormat() != queryFormat {
@@ -129,8 +140,16 @@ func (d *Directory) replies(raw []byte) func(yield func(*pb.QueryReply) bool) {
 			d.replyGet(ask.Get, yield)
 		case *pb.QueryRequest_Find:
 			d.replyFind(ask.Find, yield)
+		case *pb.QueryRequest_Hello:
+			yield(&pb.QueryReply{Part: &pb.QueryReply_Hello{Hello: d.hello(who)}})
+		case *pb.QueryRequest_Probe:
+			if wait := d.probes.take(who.peer, d.now()); wait > 0 {
+				yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_RATE, "too many probes", 0, wait))
+				return
+			}
+			yield(&pb.QueryReply{Part: &pb.QueryReply_Probe{Probe: d.probe(ctx, who)}})
 		default:
-			yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_FORMAT, "this peer answers find and get", 0, 0))
+			yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_FORMAT, "this peer answers find, get, hello and probe", 0, 0))
 		}
 	}
 }
@@ -226,7 +245,7 @@ func (d *Directory) replyFind(req *pb.FindRequest, yield func(*pb.QueryReply) bo
 		return
 	}
 	q := newAsking(Query{
-		Filter: filter, Seed: seed, Explain: req.GetExplain(),
+		Filter: filter, Seed: seed, Explain: req.GetExplain(), Literal: req.GetLiteral(),
 		MaxAge: time.Duration(req.GetMaxAgeS()) * time.Second,
 	}, d.now(), true)
 	found, ex := q.match(d.index)
@@ -273,8 +292,8 @@ type bucket struct {
 
 const maxBuckets = 4096
 
-func newRates(perSecond int) *rates {
-	return &rates{perSecond: float64(perSecond), burst: 4 * float64(perSecond), buckets: map[peer.ID]bucket{}}
+func newRates(perSecond, burst float64) *rates {
+	return &rates{perSecond: perSecond, burst: burst, buckets: map[peer.ID]bucket{}}
 }
 
 // take spends a token; it returns how long to wait when there is none.
@@ -309,121 +328,5 @@ func (r *rates) sweepLocked(now time.Time) {
 	}
 	if len(r.buckets) >= maxBuckets {
 		clear(r.buckets)
-	}
-}
-
-// answered is a verified row of an answer.
-type answered struct {
-	record *record
-	beat   *beat
-	heard  time.Time // when, for one that the node itself has just told; else its own word counts
-}
-
-// ask sends a get to a peer and verifies what comes. Rows that were not asked for or do not verify are left
-// out.
-func (d *Directory) ask(ctx context.Context, of peer.ID, ids []peer.ID) ([]answered, error) {
-	req := &pb.QueryRequest{Format: queryFormat, Ask: &pb.QueryRequest_Get{Get: &pb.GetRequest{}}}
-	wanted := map[peer.ID]bool{}
-	for _, id := range ids[:min(len(ids), maxQueryGet)] {
-		req.GetGet().PeerIds = append(req.GetGet().PeerIds, []byte(id))
-		wanted[id] = true
-	}
-	var out []answered
-	_, err := d.exchange(ctx, of, req, len(wanted), func(row *pb.QueryRow) {
-		if a, ok := openRow(row, wanted, d.now()); ok {
-			delete(wanted, a.record.peer)
-			out = append(out, a)
-		}
-	})
-	return out, err
-}
-
-// openRow verifies a row for one of the wanted peers (nil: whoever signed it).
-func openRow(row *pb.QueryRow, wanted map[peer.ID]bool, now time.Time) (answered, bool) {
-	id, ok := signerOf(row.GetCapability())
-	if !ok || wanted != nil && !wanted[id] {
-		return answered{}, false
-	}
-	rec, err := openCapability(row.GetCapability(), id, now)
-	if err != nil {
-		return answered{}, false
-	}
-	a := answered{record: rec}
-	if len(row.GetAvailability()) > 0 {
-		if b, err := openBeat(row.GetAvailability(), id); err == nil && b.fresh(now) {
-			a.beat = b
-		}
-	}
-	return a, true
-}
-
-// exchange sends a request and hands each row to take, at most most of them; it returns the end frame.
-func (d *Directory) exchange(ctx context.Context, of peer.ID, req *pb.QueryRequest, most int, take func(*pb.QueryRow)) (*pb.QueryEnd, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
-	defer cancel()
-	s, err := d.host.NewStream(ctx, of, protocol.ProtoQuery)
-	if err != nil {
-		return nil, fmt.Errorf("asking %s: %w", of, err)
-	}
-	defer func() { _ = s.Reset() }() // after a whole answer this only frees the stream
-	stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
-	defer stop()
-	if err := s.Scope().ReserveMemory(maxQueryFrame, network.ReservationPriorityMedium); err != nil {
-		return nil, fmt.Errorf("asking %s: %w", of, err)
-	}
-	defer s.Scope().ReleaseMemory(maxQueryFrame)
-	raw, err := proto.Marshal(req)
-	if err == nil {
-		err = msgio.NewVarintWriter(struct{ io.Writer }{s}).WriteMsg(raw)
-	}
-	if err == nil {
-		err = s.CloseWrite()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("asking %s: %w", of, err)
-	}
-	end, err := readAnswer(struct{ io.Reader }{s}, most, take)
-	if err != nil {
-		return nil, fmt.Errorf("answer of %s: %w", of, err)
-	}
-	return end, nil
-}
-
-// readAnswer reads frames up to the end or the error, within all limits.
-func readAnswer(r io.Reader, most int, take func(*pb.QueryRow)) (*pb.QueryEnd, error) {
-	in := msgio.NewVarintReaderSize(r, maxQueryFrame)
-	rows, size := 0, 0
-	for {
-		raw, err := in.ReadMsg()
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrQuery, err)
-		}
-		if size += len(raw) + 1; size > maxQueryAnswer {
-			return nil, fmt.Errorf("%w: more than %d bytes", ErrQuery, maxQueryAnswer)
-		}
-		reply := &pb.QueryReply{}
-		err = proto.Unmarshal(raw, reply)
-		in.ReleaseMsg(raw)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrQuery, err)
-		}
-		switch part := reply.GetPart().(type) {
-		case *pb.QueryReply_Rows:
-			if rows += len(part.Rows.GetRows()); rows > most {
-				return nil, fmt.Errorf("%w: more rows than were asked for", ErrQuery)
-			}
-			for _, row := range part.Rows.GetRows() {
-				take(row)
-			}
-		case *pb.QueryReply_End:
-			return part.End, nil
-		case *pb.QueryReply_Error:
-			if part.Error.GetCode() == pb.QueryErrorCode_QUERY_ERROR_CODE_RATE {
-				return nil, fmt.Errorf("%w, again in %d ms", ErrRate, part.Error.GetRetryAfterMs())
-			}
-			return nil, fmt.Errorf("%w: %.200s", ErrQuery, part.Error.GetText())
-		default:
-			return nil, fmt.Errorf("%w: an empty frame", ErrQuery)
-		}
 	}
 }

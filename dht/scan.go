@@ -56,7 +56,7 @@ type scans struct {
 
 func newScans(cfg *Config) *scans {
 	return &scans{
-		limit: rate.NewLimiter(rate.Limit(cfg.ScanRate), max(cfg.ScanRate/8, maxScanFrame)), rates: newRates(cfg.QueryRate),
+		limit: rate.NewLimiter(rate.Limit(cfg.ScanRate), max(cfg.ScanRate/8, maxScanFrame)), rates: newRates(float64(cfg.QueryRate), 4*float64(cfg.QueryRate)),
 		quota: cfg.ScanQuota, slots: make(chan struct{}, cfg.ScanStreams), busy: map[peer.ID]bool{}, sent: map[peer.ID]int{},
 	}
 }

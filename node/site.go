@@ -154,6 +154,9 @@ func (s *site) inventory() Inventory {
 func (s *site) newDirectory() (err error) {
 	dc := dht.DefaultConfig()
 	dc.Loopback, dc.K = s.cfg.Local, s.cfg.Buckets
+	if len(s.cfg.Networks) > 0 {
+		dc.Network = s.cfg.Networks[0].ID[:]
+	}
 	if s.cfg.Local {
 		dc.Mode = dht.ModeServer
 	}

@@ -54,7 +54,7 @@ type gpuRow struct {
 
 func nodesCommand() *cobra.Command {
 	var out output
-	var where string
+	var where, via string
 	var joins []string
 	var limit int
 	var explain, all bool
@@ -68,12 +68,20 @@ Filters are gb-filter/1, for example:
   --where 'cpu.cores >= 8 && node.ram_gb >= 32'
   --where 'gpu.model in ["H100", "A100-80"] && gpu.free >= 4 && node.region == "eu"'
 
+It asks index peers (bridges are such) of different networks and operators, verifies what they give, and where there are fewer than three
+asks the nodes themselves too; --via index and --via dht ask only the ones or the others.
+
 Without --join it asks the peers of the network that this user's own bridge has made. Exit code 3 when nothing matches, 5 when nobody answers.`,
 		Args: exactArgs(),
 		RunE: func(c *cobra.Command, _ []string) error {
 			filter, err := protocol.ParseFilter(where)
 			if err != nil {
 				return usagef("--where: %s", err)
+			}
+			ways := map[string]dht.Via{"auto": dht.ViaAuto, "index": dht.ViaIndex, "dht": dht.ViaDHT}
+			way, ok := ways[via]
+			if !ok {
+				return usagef("--via is %q; write auto, index or dht", via)
 			}
 			seeds, err := seeds(c, joins)
 			if err != nil {
@@ -87,7 +95,7 @@ Without --join it asks the peers of the network that this user's own bridge has 
 			var ex dht.Explanation
 			err = withDirectory(c.Context(), seeds, log, wait, func(ctx context.Context, d *dht.Directory) error {
 				var err error
-				found, ex, err = d.Find(ctx, dht.Query{Filter: filter, Limit: limit, Explain: explain, Literal: all})
+				found, ex, err = d.Find(ctx, dht.Query{Filter: filter, Via: way, Limit: limit, Seed: rand.Uint64(), Explain: explain, Literal: all})
 				return err
 			})
 			if err != nil {
@@ -116,6 +124,7 @@ Without --join it asks the peers of the network that this user's own bridge has 
 	f := c.Flags()
 	f.StringVar(&where, "where", "", "only nodes that this filter matches")
 	f.StringSliceVar(&joins, "join", nil, "address or invitation of a peer to ask; repeatable")
+	f.StringVar(&via, "via", "auto", "who is asked: auto, index (index peers alone) or dht (the nodes themselves)")
 	f.IntVar(&limit, "limit", 0, "at most so many nodes")
 	f.BoolVar(&explain, "explain", false, "tell what each clause of the filter removed")
 	f.BoolVar(&all, "all", false, "also nodes that are stale, paused, draining or not heard, and peers that are no nodes")
@@ -176,6 +185,9 @@ func withDirectory(ctx context.Context, seeds []multiaddr.Multiaddr, log *slog.L
 	err = connectAny(ctx, h, infos, wait)
 	if err == nil {
 		err = use(ctx, d)
+		if errors.Is(err, dht.ErrNoIndex) {
+			err = withCode(exitNotConnected, errors.New("no index peer answers; --via dht asks the nodes themselves"))
+		}
 		if errors.Is(err, dht.ErrNoServers) {
 			err = withCode(exitNotConnected, errors.New("connected, but no peer of the directory answered; try another --join address"))
 		}
@@ -288,6 +300,27 @@ func priceText(p *uint64) string {
 
 func explainFind(w io.Writer, ex dht.Explanation) {
 	_, _ = fmt.Fprintf(w, "%d of %d known nodes match (%s; asked %d, %d did not answer)\n", ex.Matched, ex.Population, ex.Tier, ex.PeersAsked, ex.PeersFailed)
+	if ex.IndexHeard < ex.IndexWanted {
+		_, _ = fmt.Fprintf(w, "  only %d of %d index peers of different networks and operators answered: somebody may keep nodes back\n", ex.IndexHeard, ex.IndexWanted)
+	}
+	for _, a := range ex.Index {
+		note := ""
+		switch {
+		case a.Err != nil:
+			note = "did not answer: " + printable(a.Err.Error())
+		case a.Dropped:
+			note = fmt.Sprintf("left out: of what two others gave it lacks %d", a.Lacks)
+		default:
+			note = fmt.Sprintf("gave %d of the %d that match among its %d", a.Given, a.Matched, a.Population)
+			if a.Cut {
+				note += "; time was up before its last page"
+			}
+		}
+		_, _ = fmt.Fprintf(w, "  index peer %s %s\n", a.Peer, note)
+	}
+	if ex.OldestAge > 0 {
+		_, _ = fmt.Fprintf(w, "  heartbeats are %.0f s old, half of them at most %.0f s\n", ex.OldestAge.Seconds(), ex.MedianAge.Seconds())
+	}
 	for _, c := range ex.Clauses {
 		implied := ""
 		if c.Implied {

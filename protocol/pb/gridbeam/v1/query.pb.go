@@ -81,8 +81,7 @@ func (QueryErrorCode) EnumDescriptor() ([]byte, []int) {
 	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{0}
 }
 
-// QueryRequest is the one frame that an asker sends on /gridbeam/query/1.0.0 (discovery.md 5). Numbers 4 and
-// 5 belong to hello and probe.
+// QueryRequest is the one frame that an asker sends on /gridbeam/query/1.0.0 (discovery.md 5).
 type QueryRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Format uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
@@ -90,6 +89,8 @@ type QueryRequest struct {
 	//
 	//	*QueryRequest_Find
 	//	*QueryRequest_Get
+	//	*QueryRequest_Hello
+	//	*QueryRequest_Probe
 	Ask           isQueryRequest_Ask `protobuf_oneof:"ask"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -157,6 +158,24 @@ func (x *QueryRequest) GetGet() *GetRequest {
 	return nil
 }
 
+func (x *QueryRequest) GetHello() *HelloRequest {
+	if x != nil {
+		if x, ok := x.Ask.(*QueryRequest_Hello); ok {
+			return x.Hello
+		}
+	}
+	return nil
+}
+
+func (x *QueryRequest) GetProbe() *ProbeRequest {
+	if x != nil {
+		if x, ok := x.Ask.(*QueryRequest_Probe); ok {
+			return x.Probe
+		}
+	}
+	return nil
+}
+
 type isQueryRequest_Ask interface {
 	isQueryRequest_Ask()
 }
@@ -169,25 +188,114 @@ type QueryRequest_Get struct {
 	Get *GetRequest `protobuf:"bytes,3,opt,name=get,proto3,oneof"`
 }
 
+type QueryRequest_Hello struct {
+	Hello *HelloRequest `protobuf:"bytes,4,opt,name=hello,proto3,oneof"`
+}
+
+type QueryRequest_Probe struct {
+	Probe *ProbeRequest `protobuf:"bytes,5,opt,name=probe,proto3,oneof"`
+}
+
 func (*QueryRequest_Find) isQueryRequest_Ask() {}
 
 func (*QueryRequest_Get) isQueryRequest_Ask() {}
 
+func (*QueryRequest_Hello) isQueryRequest_Ask() {}
+
+func (*QueryRequest_Probe) isQueryRequest_Ask() {}
+
+// HelloRequest asks a peer who it is and what it knows.
+type HelloRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HelloRequest) Reset() {
+	*x = HelloRequest{}
+	mi := &file_gridbeam_v1_query_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HelloRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HelloRequest) ProtoMessage() {}
+
+func (x *HelloRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gridbeam_v1_query_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HelloRequest.ProtoReflect.Descriptor instead.
+func (*HelloRequest) Descriptor() ([]byte, []int) {
+	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{1}
+}
+
+// ProbeRequest asks a peer how it sees the asker: whether it finds its record, hears its heartbeats and can
+// dial it at the address that it asks from.
+type ProbeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeRequest) Reset() {
+	*x = ProbeRequest{}
+	mi := &file_gridbeam_v1_query_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeRequest) ProtoMessage() {}
+
+func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gridbeam_v1_query_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
+func (*ProbeRequest) Descriptor() ([]byte, []int) {
+	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{2}
+}
+
 // FindRequest asks an index peer for the nodes that match a filter.
 type FindRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filter        string                 `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
-	Cursor        []byte                 `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	MaxAgeS       uint32                 `protobuf:"varint,4,opt,name=max_age_s,json=maxAgeS,proto3" json:"max_age_s,omitempty"`
-	Explain       bool                   `protobuf:"varint,5,opt,name=explain,proto3" json:"explain,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Filter  string                 `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	Limit   uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	Cursor  []byte                 `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	MaxAgeS uint32                 `protobuf:"varint,4,opt,name=max_age_s,json=maxAgeS,proto3" json:"max_age_s,omitempty"`
+	Explain bool                   `protobuf:"varint,5,opt,name=explain,proto3" json:"explain,omitempty"`
+	// literal leaves the clauses out that a filter implies.
+	Literal       bool `protobuf:"varint,6,opt,name=literal,proto3" json:"literal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FindRequest) Reset() {
 	*x = FindRequest{}
-	mi := &file_gridbeam_v1_query_proto_msgTypes[1]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -199,7 +307,7 @@ func (x *FindRequest) String() string {
 func (*FindRequest) ProtoMessage() {}
 
 func (x *FindRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_query_proto_msgTypes[1]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -212,7 +320,7 @@ func (x *FindRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindRequest.ProtoReflect.Descriptor instead.
 func (*FindRequest) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{1}
+	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *FindRequest) GetFilter() string {
@@ -250,6 +358,13 @@ func (x *FindRequest) GetExplain() bool {
 	return false
 }
 
+func (x *FindRequest) GetLiteral() bool {
+	if x != nil {
+		return x.Literal
+	}
+	return false
+}
+
 // GetRequest asks for the records of some peers; any node answers for itself.
 type GetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -260,7 +375,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_gridbeam_v1_query_proto_msgTypes[2]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -272,7 +387,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_query_proto_msgTypes[2]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -285,7 +400,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{2}
+	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GetRequest) GetPeerIds() [][]byte {
@@ -303,6 +418,8 @@ type QueryReply struct {
 	//	*QueryReply_Rows
 	//	*QueryReply_End
 	//	*QueryReply_Error
+	//	*QueryReply_Hello
+	//	*QueryReply_Probe
 	Part          isQueryReply_Part `protobuf_oneof:"part"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -310,7 +427,7 @@ type QueryReply struct {
 
 func (x *QueryReply) Reset() {
 	*x = QueryReply{}
-	mi := &file_gridbeam_v1_query_proto_msgTypes[3]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -322,7 +439,7 @@ func (x *QueryReply) String() string {
 func (*QueryReply) ProtoMessage() {}
 
 func (x *QueryReply) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_query_proto_msgTypes[3]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -335,7 +452,7 @@ func (x *QueryReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryReply.ProtoReflect.Descriptor instead.
 func (*QueryReply) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{3}
+	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *QueryReply) GetPart() isQueryReply_Part {
@@ -372,6 +489,24 @@ func (x *QueryReply) GetError() *QueryError {
 	return nil
 }
 
+func (x *QueryReply) GetHello() *HelloReply {
+	if x != nil {
+		if x, ok := x.Part.(*QueryReply_Hello); ok {
+			return x.Hello
+		}
+	}
+	return nil
+}
+
+func (x *QueryReply) GetProbe() *ProbeReply {
+	if x != nil {
+		if x, ok := x.Part.(*QueryReply_Probe); ok {
+			return x.Probe
+		}
+	}
+	return nil
+}
+
 type isQueryReply_Part interface {
 	isQueryReply_Part()
 }
@@ -388,11 +523,222 @@ type QueryReply_Error struct {
 	Error *QueryError `protobuf:"bytes,3,opt,name=error,proto3,oneof"`
 }
 
+type QueryReply_Hello struct {
+	Hello *HelloReply `protobuf:"bytes,4,opt,name=hello,proto3,oneof"`
+}
+
+type QueryReply_Probe struct {
+	Probe *ProbeReply `protobuf:"bytes,5,opt,name=probe,proto3,oneof"`
+}
+
 func (*QueryReply_Rows) isQueryReply_Part() {}
 
 func (*QueryReply_End) isQueryReply_Part() {}
 
 func (*QueryReply_Error) isQueryReply_Part() {}
+
+func (*QueryReply_Hello) isQueryReply_Part() {}
+
+func (*QueryReply_Probe) isQueryReply_Part() {}
+
+// HelloReply answers a hello.
+type HelloReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// now is the peer's clock, Unix ms.
+	Now int64 `protobuf:"varint,1,opt,name=now,proto3" json:"now,omitempty"`
+	// network is its network's ID, empty when it does not know.
+	Network []byte `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	// population is how many nodes it keeps in its replica.
+	Population uint32 `protobuf:"varint,3,opt,name=population,proto3" json:"population,omitempty"`
+	// class_counts are its most common GPU models.
+	ClassCounts []*ClassPopulation `protobuf:"bytes,4,rep,name=class_counts,json=classCounts,proto3" json:"class_counts,omitempty"`
+	// your_address is where it sees the asker, a binary multiaddr.
+	YourAddress   []byte `protobuf:"bytes,5,opt,name=your_address,json=yourAddress,proto3" json:"your_address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HelloReply) Reset() {
+	*x = HelloReply{}
+	mi := &file_gridbeam_v1_query_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HelloReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HelloReply) ProtoMessage() {}
+
+func (x *HelloReply) ProtoReflect() protoreflect.Message {
+	mi := &file_gridbeam_v1_query_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HelloReply.ProtoReflect.Descriptor instead.
+func (*HelloReply) Descriptor() ([]byte, []int) {
+	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *HelloReply) GetNow() int64 {
+	if x != nil {
+		return x.Now
+	}
+	return 0
+}
+
+func (x *HelloReply) GetNetwork() []byte {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *HelloReply) GetPopulation() uint32 {
+	if x != nil {
+		return x.Population
+	}
+	return 0
+}
+
+func (x *HelloReply) GetClassCounts() []*ClassPopulation {
+	if x != nil {
+		return x.ClassCounts
+	}
+	return nil
+}
+
+func (x *HelloReply) GetYourAddress() []byte {
+	if x != nil {
+		return x.YourAddress
+	}
+	return nil
+}
+
+// ClassPopulation counts the nodes that have a GPU model.
+type ClassPopulation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Nodes         uint32                 `protobuf:"varint,2,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClassPopulation) Reset() {
+	*x = ClassPopulation{}
+	mi := &file_gridbeam_v1_query_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClassPopulation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClassPopulation) ProtoMessage() {}
+
+func (x *ClassPopulation) ProtoReflect() protoreflect.Message {
+	mi := &file_gridbeam_v1_query_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClassPopulation.ProtoReflect.Descriptor instead.
+func (*ClassPopulation) Descriptor() ([]byte, []int) {
+	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ClassPopulation) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *ClassPopulation) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+// ProbeReply answers a probe.
+type ProbeReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// seq of the asker's record as the peer finds it, 0 when it finds none.
+	Seq uint64 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	// beat_age_ms since it heard the asker's last heartbeat; absent when it heard none.
+	BeatAgeMs *uint32 `protobuf:"varint,2,opt,name=beat_age_ms,json=beatAgeMs,proto3,oneof" json:"beat_age_ms,omitempty"`
+	// dialable says whether a new connection to the asker's address came about.
+	Dialable      bool `protobuf:"varint,3,opt,name=dialable,proto3" json:"dialable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeReply) Reset() {
+	*x = ProbeReply{}
+	mi := &file_gridbeam_v1_query_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeReply) ProtoMessage() {}
+
+func (x *ProbeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_gridbeam_v1_query_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeReply.ProtoReflect.Descriptor instead.
+func (*ProbeReply) Descriptor() ([]byte, []int) {
+	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ProbeReply) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *ProbeReply) GetBeatAgeMs() uint32 {
+	if x != nil && x.BeatAgeMs != nil {
+		return *x.BeatAgeMs
+	}
+	return 0
+}
+
+func (x *ProbeReply) GetDialable() bool {
+	if x != nil {
+		return x.Dialable
+	}
+	return false
+}
 
 // QueryRows are some of the nodes asked for.
 type QueryRows struct {
@@ -404,7 +750,7 @@ type QueryRows struct {
 
 func (x *QueryRows) Reset() {
 	*x = QueryRows{}
-	mi := &file_gridbeam_v1_query_proto_msgTypes[4]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -416,7 +762,7 @@ func (x *QueryRows) String() string {
 func (*QueryRows) ProtoMessage() {}
 
 func (x *QueryRows) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_query_proto_msgTypes[4]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -429,7 +775,7 @@ func (x *QueryRows) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryRows.ProtoReflect.Descriptor instead.
 func (*QueryRows) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{4}
+	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *QueryRows) GetRows() []*QueryRow {
@@ -450,7 +796,7 @@ type QueryRow struct {
 
 func (x *QueryRow) Reset() {
 	*x = QueryRow{}
-	mi := &file_gridbeam_v1_query_proto_msgTypes[5]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -462,7 +808,7 @@ func (x *QueryRow) String() string {
 func (*QueryRow) ProtoMessage() {}
 
 func (x *QueryRow) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_query_proto_msgTypes[5]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -475,7 +821,7 @@ func (x *QueryRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryRow.ProtoReflect.Descriptor instead.
 func (*QueryRow) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{5}
+	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *QueryRow) GetCapability() []byte {
@@ -506,7 +852,7 @@ type QueryEnd struct {
 
 func (x *QueryEnd) Reset() {
 	*x = QueryEnd{}
-	mi := &file_gridbeam_v1_query_proto_msgTypes[6]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -518,7 +864,7 @@ func (x *QueryEnd) String() string {
 func (*QueryEnd) ProtoMessage() {}
 
 func (x *QueryEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_query_proto_msgTypes[6]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -531,7 +877,7 @@ func (x *QueryEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryEnd.ProtoReflect.Descriptor instead.
 func (*QueryEnd) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{6}
+	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *QueryEnd) GetMatched() uint32 {
@@ -582,7 +928,7 @@ type ClauseCount struct {
 
 func (x *ClauseCount) Reset() {
 	*x = ClauseCount{}
-	mi := &file_gridbeam_v1_query_proto_msgTypes[7]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +940,7 @@ func (x *ClauseCount) String() string {
 func (*ClauseCount) ProtoMessage() {}
 
 func (x *ClauseCount) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_query_proto_msgTypes[7]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +953,7 @@ func (x *ClauseCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClauseCount.ProtoReflect.Descriptor instead.
 func (*ClauseCount) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{7}
+	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ClauseCount) GetText() string {
@@ -651,7 +997,7 @@ type QueryError struct {
 
 func (x *QueryError) Reset() {
 	*x = QueryError{}
-	mi := &file_gridbeam_v1_query_proto_msgTypes[8]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -663,7 +1009,7 @@ func (x *QueryError) String() string {
 func (*QueryError) ProtoMessage() {}
 
 func (x *QueryError) ProtoReflect() protoreflect.Message {
-	mi := &file_gridbeam_v1_query_proto_msgTypes[8]
+	mi := &file_gridbeam_v1_query_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -676,7 +1022,7 @@ func (x *QueryError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryError.ProtoReflect.Descriptor instead.
 func (*QueryError) Descriptor() ([]byte, []int) {
-	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{8}
+	return file_gridbeam_v1_query_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *QueryError) GetCode() QueryErrorCode {
@@ -711,27 +1057,52 @@ var File_gridbeam_v1_query_proto protoreflect.FileDescriptor
 
 const file_gridbeam_v1_query_proto_rawDesc = "" +
 	"\n" +
-	"\x17gridbeam/v1/query.proto\x12\vgridbeam.v1\"\x96\x01\n" +
+	"\x17gridbeam/v1/query.proto\x12\vgridbeam.v1\"\xf0\x01\n" +
 	"\fQueryRequest\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12.\n" +
 	"\x04find\x18\x02 \x01(\v2\x18.gridbeam.v1.FindRequestH\x00R\x04find\x12+\n" +
-	"\x03get\x18\x03 \x01(\v2\x17.gridbeam.v1.GetRequestH\x00R\x03getB\x05\n" +
-	"\x03askJ\x04\b\x04\x10\x05J\x04\b\x05\x10\x06\"\x89\x01\n" +
+	"\x03get\x18\x03 \x01(\v2\x17.gridbeam.v1.GetRequestH\x00R\x03get\x121\n" +
+	"\x05hello\x18\x04 \x01(\v2\x19.gridbeam.v1.HelloRequestH\x00R\x05hello\x121\n" +
+	"\x05probe\x18\x05 \x01(\v2\x19.gridbeam.v1.ProbeRequestH\x00R\x05probeB\x05\n" +
+	"\x03ask\"\x0e\n" +
+	"\fHelloRequest\"\x0e\n" +
+	"\fProbeRequest\"\xa3\x01\n" +
 	"\vFindRequest\x12\x16\n" +
 	"\x06filter\x18\x01 \x01(\tR\x06filter\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x16\n" +
 	"\x06cursor\x18\x03 \x01(\fR\x06cursor\x12\x1a\n" +
 	"\tmax_age_s\x18\x04 \x01(\rR\amaxAgeS\x12\x18\n" +
-	"\aexplain\x18\x05 \x01(\bR\aexplain\"'\n" +
+	"\aexplain\x18\x05 \x01(\bR\aexplain\x12\x18\n" +
+	"\aliteral\x18\x06 \x01(\bR\aliteral\"'\n" +
 	"\n" +
 	"GetRequest\x12\x19\n" +
-	"\bpeer_ids\x18\x01 \x03(\fR\apeerIds\"\x9e\x01\n" +
+	"\bpeer_ids\x18\x01 \x03(\fR\apeerIds\"\x80\x02\n" +
 	"\n" +
 	"QueryReply\x12,\n" +
 	"\x04rows\x18\x01 \x01(\v2\x16.gridbeam.v1.QueryRowsH\x00R\x04rows\x12)\n" +
 	"\x03end\x18\x02 \x01(\v2\x15.gridbeam.v1.QueryEndH\x00R\x03end\x12/\n" +
-	"\x05error\x18\x03 \x01(\v2\x17.gridbeam.v1.QueryErrorH\x00R\x05errorB\x06\n" +
-	"\x04part\"6\n" +
+	"\x05error\x18\x03 \x01(\v2\x17.gridbeam.v1.QueryErrorH\x00R\x05error\x12/\n" +
+	"\x05hello\x18\x04 \x01(\v2\x17.gridbeam.v1.HelloReplyH\x00R\x05hello\x12/\n" +
+	"\x05probe\x18\x05 \x01(\v2\x17.gridbeam.v1.ProbeReplyH\x00R\x05probeB\x06\n" +
+	"\x04part\"\xbc\x01\n" +
+	"\n" +
+	"HelloReply\x12\x10\n" +
+	"\x03now\x18\x01 \x01(\x03R\x03now\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\fR\anetwork\x12\x1e\n" +
+	"\n" +
+	"population\x18\x03 \x01(\rR\n" +
+	"population\x12?\n" +
+	"\fclass_counts\x18\x04 \x03(\v2\x1c.gridbeam.v1.ClassPopulationR\vclassCounts\x12!\n" +
+	"\fyour_address\x18\x05 \x01(\fR\vyourAddress\"=\n" +
+	"\x0fClassPopulation\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
+	"\x05nodes\x18\x02 \x01(\rR\x05nodes\"o\n" +
+	"\n" +
+	"ProbeReply\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12#\n" +
+	"\vbeat_age_ms\x18\x02 \x01(\rH\x00R\tbeatAgeMs\x88\x01\x01\x12\x1a\n" +
+	"\bdialable\x18\x03 \x01(\bR\bdialableB\x0e\n" +
+	"\f_beat_age_ms\"6\n" +
 	"\tQueryRows\x12)\n" +
 	"\x04rows\x18\x01 \x03(\v2\x15.gridbeam.v1.QueryRowR\x04rows\"N\n" +
 	"\bQueryRow\x12\x1e\n" +
@@ -778,33 +1149,43 @@ func file_gridbeam_v1_query_proto_rawDescGZIP() []byte {
 }
 
 var file_gridbeam_v1_query_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_gridbeam_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_gridbeam_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_gridbeam_v1_query_proto_goTypes = []any{
-	(QueryErrorCode)(0),  // 0: gridbeam.v1.QueryErrorCode
-	(*QueryRequest)(nil), // 1: gridbeam.v1.QueryRequest
-	(*FindRequest)(nil),  // 2: gridbeam.v1.FindRequest
-	(*GetRequest)(nil),   // 3: gridbeam.v1.GetRequest
-	(*QueryReply)(nil),   // 4: gridbeam.v1.QueryReply
-	(*QueryRows)(nil),    // 5: gridbeam.v1.QueryRows
-	(*QueryRow)(nil),     // 6: gridbeam.v1.QueryRow
-	(*QueryEnd)(nil),     // 7: gridbeam.v1.QueryEnd
-	(*ClauseCount)(nil),  // 8: gridbeam.v1.ClauseCount
-	(*QueryError)(nil),   // 9: gridbeam.v1.QueryError
+	(QueryErrorCode)(0),     // 0: gridbeam.v1.QueryErrorCode
+	(*QueryRequest)(nil),    // 1: gridbeam.v1.QueryRequest
+	(*HelloRequest)(nil),    // 2: gridbeam.v1.HelloRequest
+	(*ProbeRequest)(nil),    // 3: gridbeam.v1.ProbeRequest
+	(*FindRequest)(nil),     // 4: gridbeam.v1.FindRequest
+	(*GetRequest)(nil),      // 5: gridbeam.v1.GetRequest
+	(*QueryReply)(nil),      // 6: gridbeam.v1.QueryReply
+	(*HelloReply)(nil),      // 7: gridbeam.v1.HelloReply
+	(*ClassPopulation)(nil), // 8: gridbeam.v1.ClassPopulation
+	(*ProbeReply)(nil),      // 9: gridbeam.v1.ProbeReply
+	(*QueryRows)(nil),       // 10: gridbeam.v1.QueryRows
+	(*QueryRow)(nil),        // 11: gridbeam.v1.QueryRow
+	(*QueryEnd)(nil),        // 12: gridbeam.v1.QueryEnd
+	(*ClauseCount)(nil),     // 13: gridbeam.v1.ClauseCount
+	(*QueryError)(nil),      // 14: gridbeam.v1.QueryError
 }
 var file_gridbeam_v1_query_proto_depIdxs = []int32{
-	2, // 0: gridbeam.v1.QueryRequest.find:type_name -> gridbeam.v1.FindRequest
-	3, // 1: gridbeam.v1.QueryRequest.get:type_name -> gridbeam.v1.GetRequest
-	5, // 2: gridbeam.v1.QueryReply.rows:type_name -> gridbeam.v1.QueryRows
-	7, // 3: gridbeam.v1.QueryReply.end:type_name -> gridbeam.v1.QueryEnd
-	9, // 4: gridbeam.v1.QueryReply.error:type_name -> gridbeam.v1.QueryError
-	6, // 5: gridbeam.v1.QueryRows.rows:type_name -> gridbeam.v1.QueryRow
-	8, // 6: gridbeam.v1.QueryEnd.explanation:type_name -> gridbeam.v1.ClauseCount
-	0, // 7: gridbeam.v1.QueryError.code:type_name -> gridbeam.v1.QueryErrorCode
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	4,  // 0: gridbeam.v1.QueryRequest.find:type_name -> gridbeam.v1.FindRequest
+	5,  // 1: gridbeam.v1.QueryRequest.get:type_name -> gridbeam.v1.GetRequest
+	2,  // 2: gridbeam.v1.QueryRequest.hello:type_name -> gridbeam.v1.HelloRequest
+	3,  // 3: gridbeam.v1.QueryRequest.probe:type_name -> gridbeam.v1.ProbeRequest
+	10, // 4: gridbeam.v1.QueryReply.rows:type_name -> gridbeam.v1.QueryRows
+	12, // 5: gridbeam.v1.QueryReply.end:type_name -> gridbeam.v1.QueryEnd
+	14, // 6: gridbeam.v1.QueryReply.error:type_name -> gridbeam.v1.QueryError
+	7,  // 7: gridbeam.v1.QueryReply.hello:type_name -> gridbeam.v1.HelloReply
+	9,  // 8: gridbeam.v1.QueryReply.probe:type_name -> gridbeam.v1.ProbeReply
+	8,  // 9: gridbeam.v1.HelloReply.class_counts:type_name -> gridbeam.v1.ClassPopulation
+	11, // 10: gridbeam.v1.QueryRows.rows:type_name -> gridbeam.v1.QueryRow
+	13, // 11: gridbeam.v1.QueryEnd.explanation:type_name -> gridbeam.v1.ClauseCount
+	0,  // 12: gridbeam.v1.QueryError.code:type_name -> gridbeam.v1.QueryErrorCode
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_gridbeam_v1_query_proto_init() }
@@ -815,19 +1196,24 @@ func file_gridbeam_v1_query_proto_init() {
 	file_gridbeam_v1_query_proto_msgTypes[0].OneofWrappers = []any{
 		(*QueryRequest_Find)(nil),
 		(*QueryRequest_Get)(nil),
+		(*QueryRequest_Hello)(nil),
+		(*QueryRequest_Probe)(nil),
 	}
-	file_gridbeam_v1_query_proto_msgTypes[3].OneofWrappers = []any{
+	file_gridbeam_v1_query_proto_msgTypes[5].OneofWrappers = []any{
 		(*QueryReply_Rows)(nil),
 		(*QueryReply_End)(nil),
 		(*QueryReply_Error)(nil),
+		(*QueryReply_Hello)(nil),
+		(*QueryReply_Probe)(nil),
 	}
+	file_gridbeam_v1_query_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gridbeam_v1_query_proto_rawDesc), len(file_gridbeam_v1_query_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   9,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,322 @@
+package dht
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+	manet "github.com/multiformats/go-multiaddr/net"
+
+	"github.com/gridbeam/gridbeam/protocol"
+	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
+)
+
+// ErrNoIndex means that no index peer was found that answers.
+var ErrNoIndex = errors.New("dht: no index peer answers")
+
+const (
+	indexSample   = 16 // index peers that are looked for
+	indexAttempts = 8  // of them that are asked at most, until enough of different networks have answered
+	missingShare  = 5  // an answer that lacks more than a fifth of what two others gave is dropped
+)
+
+// IndexAnswer tells what an index peer said.
+type IndexAnswer struct {
+	// Peer was asked.
+	Peer peer.ID
+	// Matched and Population are its own counts.
+	Matched, Population int
+	// Given is how many nodes it gave, verified.
+	Given int
+	// Lacks is how many it did not give although two others did.
+	Lacks int
+	// Dropped says that it lacked so much that what it gave is not used.
+	Dropped bool
+	// Cut says that time was up before its last page.
+	Cut bool
+	// Err says why there is no answer, nil when there is.
+	Err error
+}
+
+// polled is the whole answer of an index peer.
+type polled struct {
+	IndexAnswer
+	rows    map[peer.ID]answered
+	upTo    uint64 // the answer holds every match whose shuffled order is at most this
+	clauses []*pb.ClauseCount
+	groups  []string // its network and its operator
+}
+
+// findIndex asks index peers of different networks and operators, and unites what they give; each envelope is
+// verified and the filter evaluated again. With ViaAuto and too few of them the nodes themselves are asked too.
+func (d *Directory) findIndex(ctx context.Context, query Query) ([]Candidate, Explanation, error) {
+	if err := d.up(ctx); err != nil {
+		return nil, Explanation{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.ColdTimeout)
+	defer cancel()
+	if err := d.waitServers(ctx); err != nil {
+		return nil, Explanation{}, err
+	}
+	answers := d.poll(ctx, query, d.indexPeers(ctx))
+	lacking(answers, query.Seed)
+	found := newReplica(d.cfg.MaxNodes)
+	ex := Explanation{Tier: "index", IndexWanted: d.cfg.IndexPeers}
+	groups, best, heard := map[string]bool{}, -1, 0
+	for i, a := range answers {
+		ex.PeersAsked++
+		ex.Index = append(ex.Index, a.IndexAnswer)
+		switch {
+		case a.Err != nil:
+			ex.PeersFailed++
+			continue
+		case a.Dropped:
+			continue
+		}
+		heard += btoi(fresh(groups, a.groups))
+		for _, row := range a.rows {
+			found.learn(row, d.now())
+		}
+		if best < 0 || a.Population > answers[best].Population {
+			best = i
+		}
+	}
+	ex.IndexHeard = heard
+	switch {
+	case query.Via == ViaIndex && best < 0:
+		return nil, ex, ErrNoIndex
+	case query.Via == ViaAuto && ex.IndexHeard < d.cfg.IndexPeers:
+		asked, failed := d.searchCold(ctx, query, found)
+		ex.PeersAsked, ex.PeersFailed = ex.PeersAsked+asked, ex.PeersFailed+failed
+		if ex.Tier = "index+cold"; best < 0 {
+			ex.Tier = "cold"
+		}
+	}
+	return d.united(query, found, ex, answers, best)
+}
+
+// united evaluates what was collected. The clauses were counted where the whole population is known, at the
+// index peer that knows most, unless the nodes themselves had to be asked.
+func (d *Directory) united(query Query, found *replica, ex Explanation, answers []*polled, best int) ([]Candidate, Explanation, error) {
+	out, own := newAsking(query, d.now(), false).run(found)
+	ex.Population, ex.Matched, ex.Clauses = own.Population, own.Matched, own.Clauses
+	ex.OldestAge, ex.MedianAge = own.OldestAge, own.MedianAge
+	if best >= 0 {
+		a := answers[best]
+		ex.Population = max(ex.Population, a.Population)
+		if query.Explain && len(a.clauses) > 0 {
+			ex.Clauses = nil
+			for _, c := range a.clauses[:min(len(a.clauses), 2*protocol.MaxFilterNodes)] {
+				ex.Clauses = append(ex.Clauses, ClauseCount{
+					Text: fmt.Sprintf("%.*s", protocol.MaxFilter, c.GetText()), Implied: c.GetImplied(), RemovedAlone: int(c.GetRemovedAlone()), Left: int(c.GetLeft()),
+				})
+			}
+		}
+	}
+	return out, ex, nil
+}
+
+// indexPeers finds peers that announced the role, those that we are connected to first, as they cost no dial.
+func (d *Directory) indexPeers(ctx context.Context) []peer.ID {
+	infos, err := d.Providers(ctx, attrIndex, indexSample)
+	if err != nil {
+		d.log.Debug("index peers not found", "err", err)
+	}
+	var ids []peer.ID
+	for _, info := range infos {
+		if info.ID != d.host.ID() {
+			d.host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.TempAddrTTL)
+			ids = append(ids, info.ID)
+		}
+	}
+	ids = sortedIDs(ids)
+	d.mu.Lock()
+	d.rnd.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
+	d.mu.Unlock()
+	slices.SortStableFunc(ids, func(a, b peer.ID) int { return btoi(!d.connected(a)) - btoi(!d.connected(b)) })
+	return ids
+}
+
+func (d *Directory) connected(id peer.ID) bool {
+	return d.host.Network().Connectedness(id) == network.Connected
+}
+
+// poll asks until Config.IndexPeers of different networks and operators have answered, at most indexAttempts.
+func (d *Directory) poll(ctx context.Context, query Query, ids []peer.ID) []*polled {
+	var out []*polled
+	groups, heard, opened := map[string]bool{}, 0, newOpener()
+	ids = ids[:min(len(ids), indexAttempts)]
+	for heard < d.cfg.IndexPeers && len(ids) > 0 && ctx.Err() == nil {
+		n := min(d.cfg.IndexPeers-heard, len(ids))
+		round := make([]*polled, n)
+		var wg sync.WaitGroup
+		for i, id := range ids[:n] {
+			wg.Go(func() { round[i] = d.askIndex(ctx, id, query, opened) })
+		}
+		wg.Wait()
+		ids = ids[n:]
+		for _, a := range round {
+			if out = append(out, a); a.Err == nil {
+				heard += btoi(fresh(groups, a.groups))
+			}
+		}
+	}
+	return out
+}
+
+// fresh adds the groups of an answer; it says whether all are new: then the answer is independent of those
+// before it.
+func fresh(seen map[string]bool, groups []string) bool {
+	isNew := true
+	for _, g := range groups {
+		isNew = isNew && !seen[g]
+		seen[g] = true
+	}
+	return isNew
+}
+
+// askIndex brings the whole answer of one index peer, page by page. All are asked for one order, so that the
+// first pages of two peers speak of the same nodes.
+func (d *Directory) askIndex(ctx context.Context, of peer.ID, query Query, opened *opener) *polled {
+	a := &polled{IndexAnswer: IndexAnswer{Peer: of}, rows: map[peer.ID]answered{}}
+	text := ""
+	if query.Filter != nil {
+		text = query.Filter.Source()
+	}
+	cursor := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, query.Seed), 0)
+	for cursor != nil {
+		req := &pb.FindRequest{
+			Filter: text, Limit: maxQueryRows, Cursor: cursor, Literal: query.Literal, Explain: query.Explain,
+			MaxAgeS: uint32(min(max(query.MaxAge, 0)/time.Second, math.MaxUint32)),
+		}
+		end, err := d.askPage(ctx, of, req, a, opened)
+		if err != nil && a.upTo > 0 {
+			a.Cut = true // what came before is an answer, as far as it goes
+			break
+		}
+		if err != nil {
+			a.Err = err
+			return a
+		}
+		a.Matched, a.Population, a.clauses, a.upTo = int(end.GetMatched()), int(end.GetPopulation()), end.GetExplanation(), math.MaxUint64
+		next := end.GetCursor()
+		if len(next) == 0 {
+			break
+		}
+		if len(next) != 16 || !bytes.Equal(next[:8], cursor[:8]) || bytes.Compare(next, cursor) <= 0 {
+			a.Err = fmt.Errorf("%w: its pages lead nowhere", ErrQuery)
+			return a
+		}
+		cursor, a.upTo = next, binary.BigEndian.Uint64(next[8:])-1
+		if len(a.rows) >= d.cfg.MaxNodes || query.Limit > 0 && len(a.rows) >= query.Limit && !asksOwn(query.Filter) {
+			break
+		}
+	}
+	a.Given, a.groups = len(a.rows), d.groupsOf(ctx, of)
+	return a
+}
+
+// asksOwn says whether an index peer gives more than what matches, as only the asker knows some fields.
+func asksOwn(f *protocol.Filter) bool { return f != nil && slices.ContainsFunc(f.Clauses(), askersOwn) }
+
+// askPage brings one page; when the peer wants fewer questions it waits once.
+func (d *Directory) askPage(ctx context.Context, of peer.ID, req *pb.FindRequest, a *polled, opened *opener) (*pb.QueryEnd, error) {
+	ask := func() (*pb.QueryReply, error) {
+		return d.exchange(ctx, of, &pb.QueryRequest{Format: queryFormat, Ask: &pb.QueryRequest_Find{Find: req}}, maxQueryRows, func(row *pb.QueryRow) {
+			if r, ok := opened.row(row, nil, d.now()); ok {
+				a.rows[r.record.peer] = r
+			}
+		})
+	}
+	reply, err := ask()
+	if rate, ok := errors.AsType[*RateError](err); ok {
+		t := time.NewTimer(rate.After)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			reply, err = ask()
+		case <-ctx.Done():
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if reply.GetEnd() == nil {
+		return nil, fmt.Errorf("%w: an answer to another question", ErrQuery)
+	}
+	return reply.GetEnd(), nil
+}
+
+// groupsOf names the network and the operator of an index peer: two of one operator, or of one /16 (IPv6: /32),
+// are not independent. On loopback all are of one network, so there it does not count.
+func (d *Directory) groupsOf(ctx context.Context, id peer.ID) []string {
+	out := []string{"peer " + string(id)}
+	if op, ok := d.operatorOf(ctx, id); ok {
+		out = append(out, "operator "+string(op))
+	}
+	if d.cfg.Loopback {
+		return out
+	}
+	for _, c := range d.host.Network().ConnsToPeer(id) {
+		ip, err := manet.ToIP(c.RemoteMultiaddr())
+		switch v4 := ip.To4(); {
+		case err != nil:
+		case v4 != nil:
+			return append(out, "net "+string(v4[:2]))
+		case len(ip) == 16:
+			return append(out, "net "+string(ip[:4]))
+		}
+	}
+	return out
+}
+
+// operatorOf reads the operator's label in the peer's own record.
+func (d *Directory) operatorOf(ctx context.Context, id peer.ID) (peer.ID, bool) {
+	found, err := d.ask(ctx, id, []peer.ID{id})
+	if err != nil || len(found) != 1 {
+		return "", false
+	}
+	for _, l := range found[0].record.cap.GetLabels() {
+		if l.GetKey() == protocol.LabelOperator {
+			if op, ok := protocol.VerifyLabel(l, id, d.now()); ok {
+				return op, true
+			}
+		}
+	}
+	return "", false
+}
+
+// lacking marks the answers that lack more than a fifth of what two others gave, among the nodes that their
+// pages reach.
+func lacking(answers []*polled, seed uint64) {
+	given := map[peer.ID]int{}
+	for _, a := range answers {
+		for id := range a.rows {
+			given[id]++
+		}
+	}
+	for _, a := range answers {
+		if a.Err != nil {
+			continue
+		}
+		known := 0
+		for id, n := range given {
+			_, has := a.rows[id]
+			if n-btoi(has) < 2 || shuffled(orderOf(id), seed) > a.upTo {
+				continue
+			}
+			known++
+			a.Lacks += btoi(!has)
+		}
+		a.Dropped = a.Lacks*missingShare > known
+	}
+}
