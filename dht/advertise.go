@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/ipfs/go-cid"
 	kadrecord "github.com/libp2p/go-libp2p-record"
-	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/multiformats/go-multihash"
 
 	"github.com/gridbeam/gridbeam/protocol"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
@@ -95,28 +92,6 @@ func (d *Directory) refused(ctx context.Context, rec *record, p Published) (Publ
 	return p, fmt.Errorf("%w: %d of %d", ErrTooFewHolders, p.Acks, p.Holders)
 }
 
-// ProviderKey returns the key under which peers with an attribute announce themselves (discovery.md 4, T2):
-// CIDv1 over SHA-256 of /gridbeam/1/<attr>/<level>/<bits>, where bits are the first level bits of
-// SHA-256(peer ID) in 0s and 1s. Level 0 has one key for all peers.
-func ProviderKey(attr string, level int, id peer.ID) (cid.Cid, error) {
-	if level < 0 || level > 12 {
-		return cid.Undef, fmt.Errorf("%w: level %d, want 0..12", ErrBounds, level)
-	}
-	sum, err := multihash.Sum([]byte(id), multihash.SHA2_256, -1)
-	if err != nil {
-		return cid.Undef, fmt.Errorf("hashing the peer: %w", err)
-	}
-	digest, bits := sum[2:], make([]byte, level)
-	for i := range bits {
-		bits[i] = '0' + digest[i/8]>>(7-i%8)&1
-	}
-	mh, err := multihash.Sum(fmt.Appendf(nil, "/gridbeam/1/%s/%d/%s", attr, level, bits), multihash.SHA2_256, -1)
-	if err != nil {
-		return cid.Undef, fmt.Errorf("hashing the key: %w", err)
-	}
-	return cid.NewCidV1(cid.Raw, mh), nil
-}
-
 // AttrAll is the attribute that every node announces.
 const AttrAll = "all"
 
@@ -148,47 +123,6 @@ func Attributes(c *pb.Capability) []string {
 		}
 	}
 	return attrs
-}
-
-// Provide announces this peer under attributes. It returns ErrNoServers and the first failure.
-func (d *Directory) Provide(ctx context.Context, attrs []string) error {
-	if err := d.up(ctx); err != nil {
-		return err
-	}
-	var failed error
-	for _, a := range attrs {
-		key, err := ProviderKey(a, 0, d.host.ID())
-		if err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(ctx, 3*d.cfg.PutTimeout)
-		err = d.kad.Provide(ctx, key, true)
-		cancel()
-		if err != nil {
-			failed = errors.Join(failed, fmt.Errorf("providing %s: %w", a, d.translate(err)))
-		}
-	}
-	return failed
-}
-
-// Providers returns up to count peers that announced an attribute. A count always travels: without one
-// about twenty holders would each send their whole list.
-func (d *Directory) Providers(ctx context.Context, attr string, count int) ([]peer.AddrInfo, error) {
-	if err := d.up(ctx); err != nil {
-		return nil, err
-	}
-	if err := d.waitServers(ctx); err != nil {
-		return nil, err
-	}
-	key, err := ProviderKey(attr, 0, d.host.ID())
-	if err != nil {
-		return nil, err
-	}
-	var out []peer.AddrInfo
-	for info := range d.kad.FindProvidersAsync(ctx, key, max(count, 1)) {
-		out = append(out, info)
-	}
-	return out, nil
 }
 
 // Beat publishes a signed heartbeat on the shards of the GPU models of our record (at most four), or on that

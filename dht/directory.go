@@ -81,6 +81,7 @@ type Directory struct {
 	own      *record // what we advertise
 	ownBeat  *beat
 	running  bool
+	levels   map[string]perch // of our provider keys, by attribute
 }
 
 // New prepares a directory over a host; it does no I/O and starts nothing. gossip may be nil for a peer that
@@ -107,6 +108,7 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		ready:    make(chan struct{}),
 		done:     make(chan struct{}),
 		fetching: map[peer.ID]bool{},
+		levels:   map[string]perch{},
 	}, nil
 }
 

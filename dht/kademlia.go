@@ -151,7 +151,12 @@ func newMessenger(h host.Host) *messenger {
 // oneShot sends each request on a stream of its own.
 type oneShot struct{ host host.Host }
 
-const maxKadReply = 64 << 10 // a PUT_VALUE reply repeats the record
+// Replies: a PUT_VALUE's repeats the record; one to GET_PROVIDERS holds the providers with their addresses, and
+// more than this is more than a key ought to have.
+const (
+	maxKadReply       = 64 << 10
+	maxProvidersReply = 512 << 10
+)
 
 // SendRequest implements kad-dht's MessageSender.
 func (o *oneShot) SendRequest(ctx context.Context, p peer.ID, m *kadpb.Message) (*kadpb.Message, error) {
@@ -160,7 +165,16 @@ func (o *oneShot) SendRequest(ctx context.Context, p peer.ID, m *kadpb.Message) 
 		return nil, err
 	}
 	defer func() { _ = s.Close() }()
-	raw, err := msgio.NewVarintReaderSize(s, maxKadReply).ReadMsg()
+	limit := maxKadReply
+	if m.GetType() == kadpb.Message_GET_PROVIDERS {
+		limit = maxProvidersReply
+	}
+	if err := s.Scope().ReserveMemory(limit, network.ReservationPriorityMedium); err != nil {
+		_ = s.Reset()
+		return nil, fmt.Errorf("reading the answer: %w", err)
+	}
+	defer s.Scope().ReleaseMemory(limit)
+	raw, err := msgio.NewVarintReaderSize(s, limit).ReadMsg()
 	if err != nil {
 		_ = s.Reset()
 		return nil, fmt.Errorf("reading the answer: %w", err)
