@@ -82,6 +82,7 @@ type Directory struct {
 	ownBeat  *beat
 	running  bool
 	levels   map[string]perch // of our provider keys, by attribute
+	standing Standing
 }
 
 // New prepares a directory over a host; it does no I/O and starts nothing. gossip may be nil for a peer that

@@ -169,6 +169,28 @@ func (s *site) newDirectory() (err error) {
 	return err
 }
 
+// observe watches how the node stands in the directory.
+func (s *site) observe(ctx context.Context) error {
+	boot, err := s.cfg.bootstrap()
+	if err != nil {
+		return err
+	}
+	w := dht.DefaultWatch()
+	w.Anchors, w.Every, w.Unseen = boot, time.Hour, s.announce.RecordChanged
+	return s.dir.Watch(ctx, w)
+}
+
+func standingOf(s dht.Standing) StandingStatus {
+	out := StandingStatus{
+		Isolated: s.Isolated, Split: s.Split, Checked: s.Seen.At, Asked: s.Seen.Asked, Found: s.Seen.Found, Heard: s.Seen.Heard,
+		Dialable: s.Seen.Dialable, ClockMs: s.Clock.Milliseconds(),
+	}
+	if problem := s.Problem(); problem != nil {
+		out.Problem = problem.Error()
+	}
+	return out
+}
+
 // release closes what build has opened.
 func (s *site) release() error {
 	var errs []error
@@ -287,13 +309,14 @@ func (s *site) run(ctx context.Context) error {
 	defer stopServing()
 	speaking, stopSpeaking := context.WithCancel(s.life)
 	defer stopSpeaking()
-	ended := make(chan error, 4) // one for each of the four below
+	ended := make(chan error, 5) // one for each of the five below
 	var parts sync.WaitGroup
 	part := func(f func(ctx context.Context) error, ctx context.Context) {
 		parts.Go(func() { ended <- f(ctx) })
 	}
 	part(s.dir.Run, serving)
 	part(s.net.Run, serving)
+	part(s.observe, serving)
 	if s.control != nil {
 		part(func(ctx context.Context) error { return serveControl(ctx, s.control, s.node) }, serving)
 	}

@@ -56,6 +56,8 @@ type Status struct {
 	Profiles []ProfileStatus `json:"profiles"`
 	// Directory is how many servers of the directory are known; 0 means that nobody learns of the node.
 	Directory int `json:"directory_servers"`
+	// Standing is whether the node is in one network with its anchors, and seen there.
+	Standing StandingStatus `json:"standing"`
 	// Jobs are the clusters that the node belongs to.
 	Jobs []JobStatus `json:"jobs"`
 	// Leases are what it holds.
@@ -88,6 +90,30 @@ type ProfileStatus struct {
 	Met bool `json:"met"`
 	// Requirements are its lines.
 	Requirements []protocol.Requirement `json:"requirements"`
+}
+
+// StandingStatus is how the node stands in the directory, as far as it knows.
+type StandingStatus struct {
+	// Problem says what is wrong and, for a node that is alone, why each anchor is out of reach; empty when
+	// nothing is known to be.
+	Problem string `json:"problem,omitempty"`
+	// Isolated says that for a minute nobody of the directory was known.
+	Isolated bool `json:"isolated,omitempty"`
+	// Split says that an anchor is in another network.
+	Split bool `json:"split,omitempty"`
+	// Checked is when others were asked last how they see the node; zero before the first time.
+	Checked time.Time `json:"checked,omitzero"`
+	// Asked is how many answered.
+	Asked int `json:"asked"`
+	// Found is how many of them find its record, Heard how many hear its heartbeats, Dialable how many can open
+	// a connection to it.
+	Found int `json:"found"`
+	// Heard counts those that keep a replica and have a heartbeat of it.
+	Heard int `json:"heard"`
+	// Dialable is how many could open a new connection.
+	Dialable int `json:"dialable"`
+	// ClockMs is how far others' clocks are ahead of this machine's, in ms, the median of those asked.
+	ClockMs int64 `json:"clock_ahead_ms"`
 }
 
 // NetworkStatus is a joined network.

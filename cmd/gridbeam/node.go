@@ -262,6 +262,7 @@ func writeNode(w io.Writer, s *node.Status) {
 		p("network    %s %q", n.ID, printable(n.Name))
 	}
 	p("directory  %d peers keep its record", s.Directory)
+	writeStanding(p, &s.Standing)
 	for _, b := range s.Bridges {
 		state := "away"
 		if b.Connected {
@@ -280,6 +281,19 @@ func writeNode(w io.Writer, s *node.Status) {
 			_, _ = fmt.Fprintf(t, "%s\t%s\t[%d,%d)\t%d\t%s\t%s\n", l.Lease, l.Job, l.First, l.End, l.Fence, l.State, l.Since.Local().Format(time.TimeOnly))
 		}
 		_ = t.Flush()
+	}
+}
+
+// writeStanding says how the node stands in the network.
+func writeStanding(p func(string, ...any), s *node.StandingStatus) {
+	if s.Asked > 0 {
+		p("seen       its record by %d of %d, heartbeats by %d, dialable by %d, %s ago", s.Found, s.Asked, s.Heard, s.Dialable, time.Since(s.Checked).Round(time.Second))
+	}
+	if ahead := time.Duration(s.ClockMs) * time.Millisecond; ahead.Abs() > 5*time.Second {
+		p("clock      %s behind others' (ahead if below 0): set this machine's clock", ahead.Round(time.Second))
+	}
+	for line := range strings.Lines(s.Problem) {
+		p("problem    %s", printable(strings.TrimSuffix(line, "\n")))
 	}
 }
 
