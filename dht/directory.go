@@ -274,11 +274,16 @@ func (d *Directory) fetch(ctx context.Context, id peer.ID) error {
 	}
 	if len(d.host.Network().ConnsToPeer(id)) > 0 {
 		if found, err := d.ask(ctx, id, []peer.ID{id}); err == nil && len(found) == 1 {
-			d.index.putRecord(found[0].record, d.now())
 			if b := found[0].beat; b != nil && b.fresh(d.now()) {
 				d.index.putBeat(b, 0, d.now())
 			}
+			if d.index.beats(id) {
+				d.index.putRecord(found[0].record, d.now())
+			}
 		}
+	}
+	if !d.index.beats(id) { // a peer that has been greeted and does not offer itself
+		return nil
 	}
 	for _, quorum := range []int{1, 0} {
 		if settled() {

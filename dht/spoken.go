@@ -42,3 +42,11 @@ func (x *replica) spoken() []spoken {
 	}
 	return kept
 }
+
+// beats says whether a heartbeat of a peer is held.
+func (x *replica) beats(id peer.ID) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	i, ok := x.slots[id]
+	return ok && x.at(i).beat != nil
+}
