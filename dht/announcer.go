@@ -185,11 +185,9 @@ func (a *Announcer) loop(ctx context.Context) error {
 				return err
 			}
 			lastRecord, nextRecord = now, now.Add(wait)
-			// The record is new: heartbeats have to name it, and keys wait for a network.
+			// The record is new, and heartbeats have to name it. Keys do not wait for a network: who is its only
+			// server so far keeps its own.
 			nextBeat = now
-			if a.failing {
-				nextProvide = nextRecord
-			}
 		}
 		if !now.Before(nextBeat) {
 			if err := a.publishBeat(ctx, false); err != nil {

@@ -10,8 +10,10 @@
 //  3. Heartbeats that arrive are verified before they are forwarded and fill a bounded replica in memory; one
 //     that speaks of an unknown record makes a worker fetch that record, and the node is not selected before.
 //  4. Find evaluates a gb-filter/1 over the replica's rows (node, group of GPUs) in Kleene's logic, without a
-//     message, and explains what each clause removed. A peer without a replica searches cold: it samples
-//     provider keys and asks each node for itself, else the DHT.
+//     message, and explains what each clause removed. A peer without a replica asks three independent index
+//     peers, verifies and unites what they give, and searches cold where there are fewer: it samples provider
+//     keys and asks each node for itself, else the DHT.
+//  5. Watch finds out whether we are in one network with our anchors and seen there; Standing tells.
 //
 // It may be imported by node, beambridge, cmd and internal/testnet; it imports protocol alone.
 //

@@ -1,0 +1,9 @@
+//go:build system
+
+package dht
+
+func init() {
+	if !raceEnabled {
+		simSize = 200
+	}
+}
