@@ -28,7 +28,7 @@ func (s *survey) visit(ctx context.Context, id peer.ID, addrs []multiaddr.Multia
 	v := Visit{Peer: id, Began: s.d.now()}
 	v.Addrs, v.Filtered = s.dialable(addrs)
 	began := time.Now()
-	err := s.d.host.Connect(ctx, peer.AddrInfo{ID: id, Addrs: v.Addrs})
+	err := s.connect(ctx, &v)
 	v.Dialling = time.Since(began)
 	if err != nil {
 		if outer.Err() != nil {
@@ -44,7 +44,6 @@ func (s *survey) visit(ctx context.Context, id peer.ID, addrs []multiaddr.Multia
 		return
 	}
 	began = time.Now()
-	s.identify(ctx, &v)
 	var seen *Sighting
 	if slices.Contains(v.Protocols, string(protocol.ProtoQuery)) {
 		seen = s.askSelf(ctx, &v)
@@ -60,6 +59,22 @@ func (s *survey) visit(ctx context.Context, id peer.ID, addrs []multiaddr.Multia
 	if seen != nil {
 		s.event(SurveyEvent{Sighting: seen})
 	}
+}
+
+// connect reaches a peer and waits for what it says of itself. Where TCP and QUIC answer at once, either side may
+// close the connection that the other one keeps: then there is one that says nothing, and dialling again helps.
+func (s *survey) connect(ctx context.Context, v *Visit) error {
+	const tries = 3
+	for range tries {
+		if err := s.d.host.Connect(ctx, peer.AddrInfo{ID: v.Peer, Addrs: v.Addrs}); err != nil {
+			return err
+		}
+		if s.identify(ctx, v); len(v.Protocols) > 0 {
+			return nil
+		}
+	}
+	v.CrawlErr = "connected, but it does not say what it speaks"
+	return nil
 }
 
 // dialable parts addresses that can be dialled from here from those that cannot.

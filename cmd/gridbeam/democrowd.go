@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// crowdNodes is how many nodes a demo without a job may have. Each is a process of about 60 MB and, on one core,
+// crowdNodes is how many nodes a demo without a job may have. Each is a process of about 30 MB and, on one core, half
 // a second of start.
 const crowdNodes = 500
 
