@@ -46,8 +46,11 @@ type Config struct {
 	// OperatorKey, if not nil, signs that this node is its operator's own (protocol.LabelOperator).
 	OperatorKey crypto.PrivKey
 	// Labels are what the record says of the node beyond its hardware: own claims, and what others have signed about
-	// it. Default none; at most 15, as a record has room for 16 with the operator's.
+	// it. Default none; at most 14, as a record has room for 16 with the operator's and NoResearch's.
 	Labels []*pb.Label
+	// NoResearch asks researchers to leave this node out of what they keep and publish (protocol.LabelResearch).
+	// Default false.
+	NoResearch bool
 	// Ask is the price in micro-USD per slot-hour. Default 0: free.
 	Ask uint64
 	// Slots is how many chunks run at once. Default 0: one per core, less where memory is short (512 MiB
@@ -133,8 +136,8 @@ func (c Config) Validate() error {
 
 const (
 	maxSlots = 1024
-	// maxLabels leaves a record's sixteenth label to the operator's.
-	maxLabels = 15
+	// maxLabels leaves two of a record's sixteen labels to the operator's and NoResearch's.
+	maxLabels = 14
 	maxAsk    = 10_000_000_000 // ten thousand dollars an hour, the bound of an Offer
 	// slotMemory is what a slot has to have to be worth offering.
 	slotMemory = 512 << 20

@@ -103,6 +103,16 @@ func TestTheRecordSaysWhatTheNodeIs(t *testing.T) {
 	if !ok || issuer != idOf(t, s.operator) || c.GetLabels()[0].GetKey() != protocol.LabelOperator {
 		t.Errorf("the operator's label is %v of %s, %t", c.GetLabels(), issuer, ok)
 	}
+	if len(c.GetLabels()) != 1 {
+		t.Errorf("labels that nobody asked for: %v", c.GetLabels())
+	}
+	s.noResearch = true
+	if raw, err = s.Record(8, now, now.Add(time.Hour), false); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := dht.OpenCapability(raw, s.self, now); err != nil || len(r.GetLabels()) != 2 || r.GetLabels()[1].GetKey() != protocol.LabelResearch || r.GetLabels()[1].GetValue() != protocol.ResearchNo {
+		t.Errorf("who wants no research says %v, %v", r.GetLabels(), err)
+	}
 	if len(c.GetAddrs()) != 2 {
 		t.Errorf("on a LAN %d addresses are told, want 2", len(c.GetAddrs()))
 	}

@@ -25,18 +25,19 @@ const labelLife = 24 * time.Hour
 
 // speaker makes and signs what the node says of itself (discovery.md 2 and 3).
 type speaker struct {
-	self     protocol.PeerID
-	key      crypto.PrivKey
-	operator crypto.PrivKey
-	labels   []*pb.Label
-	version  string
-	local    bool
-	started  time.Time
-	ask      uint64
-	kinds    []string
-	wall     time.Duration
-	networks []protocol.NetworkFile
-	backends []*offered
+	self       protocol.PeerID
+	key        crypto.PrivKey
+	operator   crypto.PrivKey
+	labels     []*pb.Label
+	noResearch bool
+	version    string
+	local      bool
+	started    time.Time
+	ask        uint64
+	kinds      []string
+	wall       time.Duration
+	networks   []protocol.NetworkFile
+	backends   []*offered
 	// addrs are where the node can be reached.
 	addrs func() []multiaddr.Multiaddr
 	// load is what changes from one heartbeat to the next.
@@ -99,6 +100,9 @@ func (s *speaker) describe(c *pb.Capability, issued time.Time) error {
 			c.Labels = append(c.Labels, l)
 		}
 	}
+	if s.noResearch {
+		c.Labels = append(c.Labels, &pb.Label{Key: protocol.LabelResearch, Value: protocol.ResearchNo, Expires: c.GetExpires()})
+	}
 	return nil
 }
 
@@ -128,7 +132,7 @@ func (s *speaker) fit(c *pb.Capability) ([]byte, error) {
 		if !errors.Is(err, protocol.ErrTooLarge) {
 			return raw, err
 		}
-		claimed := slices.IndexFunc(c.Labels, func(l *pb.Label) bool { return len(l.GetIssuer()) == 0 })
+		claimed := slices.IndexFunc(c.Labels, func(l *pb.Label) bool { return len(l.GetIssuer()) == 0 && l.GetKey() != protocol.LabelResearch })
 		tagged := slices.IndexFunc(c.Gpus, func(g *pb.GpuGroup) bool { return len(g.DeviceTags) > 0 })
 		switch {
 		case len(c.Addrs) > 3:

@@ -130,7 +130,7 @@ func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 func (s *site) newSpeaker(inv Inventory) *speaker {
 	c := s.cfg
 	return &speaker{
-		self: s.host.ID(), key: s.host.Key(), operator: c.OperatorKey, labels: c.Labels, version: c.Version, local: c.Local, started: s.node.started,
+		self: s.host.ID(), key: s.host.Key(), operator: c.OperatorKey, labels: c.Labels, noResearch: c.NoResearch, version: c.Version, local: c.Local, started: s.node.started,
 		ask: max(c.Ask, c.Policy.MinPrice), kinds: c.Policy.Kinds, wall: c.Policy.Limits.Wall, networks: c.Networks, backends: s.backends, inv: inv,
 		addrs: func() []multiaddr.Multiaddr { return s.host.AddrInfo().Addrs },
 		load: func() load {

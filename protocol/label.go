@@ -20,6 +20,13 @@ import (
 // issuer is the operator's key (trust.md 1).
 const LabelOperator = "operator"
 
+// LabelResearch is the key of a node's own label by which it asks researchers, with the value ResearchNo, to leave it
+// out of what they keep and publish (docs/research.md, Data policy).
+const LabelResearch = "research"
+
+// ResearchNo is the value of LabelResearch of a node that is to be left out.
+const ResearchNo = "no"
+
 // LabelTier is the key of the label that tells a measured bandwidth tier: low, medium, high or ultra (discovery.md 9).
 const LabelTier = "net.tier"
 

@@ -36,6 +36,7 @@ type nodeFile struct {
 	Disk         string   `yaml:"disk"`
 	MinIsolation string   `yaml:"min_isolation"`
 	Labels       []string `yaml:"labels"`
+	Research     *bool    `yaml:"research"`
 }
 
 const nodeFileName = "node.yaml"
@@ -66,6 +67,8 @@ const nodeFileText = `# How this machine is offered. Each line shows its default
 # What the record says besides: key=value is this node's own claim, which can be searched for and earns nothing; the text that
 # "gridbeam network label" prints is the word of its issuer.
 #labels: []
+# false asks researchers to leave this node out of what they keep and publish.
+#research: true
 `
 
 type nodeFlags struct {

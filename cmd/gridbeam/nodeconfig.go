@@ -64,6 +64,7 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 	if err := file.policy(&cfg.Policy); err != nil {
 		return cfg, err
 	}
+	cfg.NoResearch = file.Research != nil && !*file.Research
 	if f.isolation != "" {
 		cfg.Policy.MinIsolation = f.isolation
 	}

@@ -329,6 +329,34 @@ func TestAnAnonymisedCrawlNamesNobody(t *testing.T) {
 	}
 }
 
+func TestWhoWantsNoResearchIsInNoFile(t *testing.T) {
+	all, peers := events(t)
+	raw, err := protocol.SealCapability(peers[0].key, &pb.Capability{
+		Format: 1, MinReader: 1, PeerId: []byte(peers[0].id), Seq: 8, Issued: began.UnixMilli(), Expires: began.Add(time.Hour).UnixMilli(),
+		Labels: []*pb.Label{{Key: protocol.LabelResearch, Value: protocol.ResearchNo}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := dht.NewFindings()
+	for _, e := range append(all, dht.SurveyEvent{Sighting: &dht.Sighting{Peer: peers[0].id, Record: raw, Via: dht.ViaSelf, From: peers[0].id, At: began.Add(30 * time.Second)}}) {
+		f.Take(e)
+	}
+	dir := t.TempDir()
+	m, err := Write(dir, &Outcome{Findings: f, Started: began, Finished: began.Add(time.Minute), Complete: true, Observer: identity(t, 99).id}, identity(t, 98).key)
+	if err != nil || m.Counts["opted_out"] != 1 || m.Counts["records"] != 3 || m.Coverage.Seen != 2 {
+		t.Errorf("%+v, %v", m.Counts, err)
+	}
+	for name := range m.Files {
+		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || bytes.Contains(b, []byte(peers[0].id.String())) {
+			t.Errorf("%s names it, %v", name, err)
+		}
+	}
+	if _, err := Verify(dir); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestStatsCountNodesOnceAndGPUsByGroup(t *testing.T) {
 	dir, _, _ := written(t, false)
 	a, err := Open(dir)

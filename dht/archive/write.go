@@ -15,6 +15,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/gridbeam/gridbeam/dht"
+	"github.com/gridbeam/gridbeam/protocol"
+	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
 
 // The data's licence and where its policy stands.
@@ -31,6 +33,7 @@ type set struct {
 	records    []RecordRow
 	presence   []PresenceRow
 	properties map[string]map[string]int
+	optedOut   int // peers that are in none of these
 }
 
 // Write turns what a survey has found into the files of a crawl directory, replacing those that are there. The
@@ -140,7 +143,9 @@ func lines[T any](name string, rows []T) struct {
 // newSet makes the rows of the findings.
 func newSet(o *Outcome) *set {
 	f := o.Findings
-	visits, sweeps := f.Visits(), map[peer.ID]*dht.Sweep{}
+	records := f.Records()
+	out := optedOut(records)
+	visits, sweeps := slices.DeleteFunc(f.Visits(), func(v dht.Visit) bool { return out[v.Peer] }), map[peer.ID]*dht.Sweep{}
 	all := f.Sweeps()
 	for i := range all {
 		sweeps[all[i].Server] = &all[i]
@@ -157,6 +162,7 @@ func newSet(o *Outcome) *set {
 	for i := range visits {
 		v := &visits[i]
 		known[v.Peer] = true
+		v.Neighbors = slices.DeleteFunc(slices.Clone(v.Neighbors), func(n peer.AddrInfo) bool { return out[n.ID] })
 		s.visits = append(s.visits, visitRow(v, sweeps[v.Peer]))
 		if len(v.Neighbors) > 0 || v.ErrorBits != 0 {
 			s.neighbors = append(s.neighbors, neighborsRow(v))
@@ -172,13 +178,16 @@ func newSet(o *Outcome) *set {
 	}
 	s.count(visits)
 	s.crawl.CrawledPeers, s.crawl.RemainingPeers = len(visits), len(remaining)
-	records := f.Records()
+	s.optedOut = len(out)
 	for i := range records {
+		if out[records[i].Peer] {
+			continue
+		}
 		s.records = append(s.records, recordRow(&records[i], o.Observer.String()))
 	}
 	for _, l := range f.Lives() {
-		if l.Last.Before(o.Started) {
-			continue // others heard it before we began
+		if l.Last.Before(o.Started) || out[l.Peer] {
+			continue // others heard it before we began, or it wants no research
 		}
 		row := PresenceRow{PeerID: l.Peer.String(), Start: stamp(l.First), End: stamp(l.Last), CensoredLeft: true, CensoredRight: !l.Left, Reason: ReasonEnded}
 		if l.Left {
@@ -187,6 +196,23 @@ func newSet(o *Outcome) *set {
 		s.presence = append(s.presence, row)
 	}
 	return s
+}
+
+// optedOut are the peers whose newest record asks researchers to leave them out.
+func optedOut(records []dht.Found) map[peer.ID]bool {
+	out := map[peer.ID]bool{}
+	for i := range records { // the newest of each peer comes last
+		r := &records[i]
+		no := slices.ContainsFunc(r.Record.GetLabels(), func(l *pb.Label) bool {
+			return l.GetKey() == protocol.LabelResearch && l.GetValue() == protocol.ResearchNo
+		})
+		if no {
+			out[r.Peer] = true
+		} else if !r.Record.GetTombstone() {
+			delete(out, r.Peer)
+		}
+	}
+	return out
 }
 
 // count fills in the properties.
@@ -239,7 +265,7 @@ func (o *Outcome) manifest(s *set) Manifest {
 		State: s.crawl.State, StartedAt: s.crawl.StartedAt, FinishedAt: s.crawl.FinishedAt, ListenSeconds: o.Listen.Seconds(),
 		Counts: map[string]int{
 			"visited": c.Visited, "reached": c.Reached, "servers": c.Servers, "scanned": c.Swept - c.Failed, "scans_failed": c.Failed,
-			"records": len(s.records), "peers_with_record": c.Records, "present": len(s.presence),
+			"records": len(s.records), "peers_with_record": c.Records, "present": len(s.presence), "opted_out": s.optedOut,
 		},
 		Errors: o.Findings.Refused(), Coverage: coverageOnPaper(o.Findings.Coverage(), o.Goal),
 		Verifiable: "every record and heartbeat carries its node's signature; observations are the crawler's word", Licence: dataLicence, Policy: dataPolicy,
