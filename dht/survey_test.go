@@ -104,6 +104,25 @@ func TestASurveyFindsEverybodyFromOneSeedAlsoWhoCannotBeReached(t *testing.T) {
 			t.Errorf("visit %+v", v)
 		}
 	}
+	var halves [2]int
+	passes := map[peer.ID]map[int]bool{}
+	for _, e := range events {
+		if e.Sweep != nil {
+			if passes[e.Sweep.Server] == nil {
+				passes[e.Sweep.Server] = map[int]bool{}
+				halves[e.Sweep.Pass]++
+			}
+			passes[e.Sweep.Server][e.Sweep.Pass] = true
+		}
+	}
+	for id, p := range passes {
+		if len(p) != 1 {
+			t.Errorf("%s is in both halves: the passes are no two samples", id)
+		}
+	}
+	if halves[0]+halves[1] != 9 || halves[0]-halves[1] > 1 || halves[1]-halves[0] > 1 { // gone serves, too
+		t.Errorf("halves of %v servers", halves)
+	}
 	lives := map[peer.ID]Life{}
 	for _, l := range f.Lives() {
 		lives[l.Peer] = l

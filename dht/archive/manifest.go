@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"os"
 	"path/filepath"
 	"time"
@@ -181,9 +182,24 @@ func readManifest(dir string) (m Manifest, signer peer.ID, err error) {
 	return m, signer, nil
 }
 
-func fileEntry(b []byte) ManifestFileEntry {
-	sum := sha256.Sum256(b)
-	return ManifestFileEntry{hex.EncodeToString(sum[:]), int64(len(b)), bytes.Count(b, []byte{'\n'})}
+// summer makes the entry of what is written to it.
+type summer struct {
+	hash hash.Hash
+	e    ManifestFileEntry
+}
+
+func newSummer() *summer { return &summer{hash: sha256.New()} }
+
+// Write implements io.Writer; it does not fail.
+func (s *summer) Write(b []byte) (int, error) {
+	s.e.Bytes += int64(len(b))
+	s.e.Rows += bytes.Count(b, []byte{'\n'})
+	return s.hash.Write(b)
+}
+
+func (s *summer) entry() ManifestFileEntry {
+	s.e.SHA256 = hex.EncodeToString(s.hash.Sum(nil))
+	return s.e
 }
 
 // Outcome is how a crawl went, beside its findings.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -76,11 +77,16 @@ func verifyFile(dir, name string, want ManifestFileEntry) error {
 	if name != filepath.Base(name) || name == "." || name == ".." {
 		return &BadRow{File: name, Err: fmt.Errorf("%w: a name outside of the directory", ErrTampered)}
 	}
-	b, err := os.ReadFile(filepath.Join(dir, name))
+	f, err := os.Open(filepath.Join(dir, name))
 	if err != nil {
 		return &BadRow{File: name, Err: fmt.Errorf("%w: %w", ErrTampered, err)}
 	}
-	if got := fileEntry(b); got != want {
+	defer f.Close()
+	sum := newSummer()
+	if _, err := io.Copy(sum, f); err != nil {
+		return &BadRow{File: name, Err: err}
+	}
+	if got := sum.entry(); got != want {
 		return &BadRow{File: name, Err: fmt.Errorf("%w: %d rows with SHA-256 %.16s…, the manifest names %d with %.16s…", ErrTampered, got.Rows, got.SHA256, want.Rows, want.SHA256)}
 	}
 	return nil
@@ -158,8 +164,11 @@ func verifyRow(row *RecordRow, line []byte) (beat bool, err error) {
 	if f.Seq = f.Record.GetSeq(); f.Seq != row.Seq {
 		return false, fmt.Errorf("%w: seq is %d, the node signed %d", ErrTampered, row.Seq, f.Seq)
 	}
-	again := lines("", []RecordRow{recordRow(&f, row.Observer)})
-	if want := bytes.TrimSuffix(again.b, []byte{'\n'}); again.err != nil || !bytes.Equal(want, line) {
+	var again bytes.Buffer
+	if err := lines([]RecordRow{recordRow(&f, row.Observer)})(&again); err != nil {
+		return false, err
+	}
+	if want := bytes.TrimSuffix(again.Bytes(), []byte{'\n'}); !bytes.Equal(want, line) {
 		return false, fmt.Errorf("%w: %s differs from what the node signed", ErrTampered, differing(line, want))
 	}
 	return f.Beat != nil, nil

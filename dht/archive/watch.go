@@ -177,28 +177,24 @@ func (w *Watch) Finish(now time.Time) ([]PresenceRow, error) {
 
 func (w *Watch) save(now time.Time, rows []PresenceRow) error {
 	if len(rows) > 0 {
-		b := lines(PresenceFile, rows)
-		if b.err != nil {
-			return fmt.Errorf("encoding presence: %w", b.err)
+		var b bytes.Buffer
+		if err := lines(rows)(&b); err != nil {
+			return fmt.Errorf("encoding presence: %w", err)
 		}
 		f, err := os.OpenFile(filepath.Join(w.dir, PresenceFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 		if err != nil {
 			return fmt.Errorf("writing presence: %w", err)
 		}
-		_, err = f.Write(b.b)
+		_, err = f.Write(b.Bytes())
 		if err = errors.Join(err, f.Close()); err != nil {
 			return fmt.Errorf("writing presence: %w", err)
 		}
-		w.state.Bytes += int64(len(b.b))
+		w.state.Bytes += int64(b.Len())
 	}
 	w.state.SavedAt, w.state.Open = now, w.state.Open[:0]
 	for _, o := range w.open {
 		w.state.Open = append(w.state.Open, *o)
 	}
 	slices.SortFunc(w.state.Open, func(a, b openPresence) int { return bytes.Compare([]byte(a.PeerID), []byte(b.PeerID)) })
-	b, err := json.MarshalIndent(&w.state, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encoding the watch: %w", err)
-	}
-	return replace(filepath.Join(w.dir, WatchFile), append(b, '\n'))
+	return replace(filepath.Join(w.dir, WatchFile), object(&w.state))
 }

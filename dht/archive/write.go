@@ -1,15 +1,17 @@
 package archive
 
 import (
-	"bytes"
+	"bufio"
 	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -53,21 +55,18 @@ func Write(dir string, o *Outcome, key crypto.PrivKey) (Manifest, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return m, fmt.Errorf("making the crawl's directory: %w", err)
 	}
-	files, err := s.files()
-	if err != nil {
-		return m, err
-	}
-	for _, f := range files {
-		m.Files[f.name] = fileEntry(f.bytes)
-		if err := replace(filepath.Join(dir, f.name), f.bytes); err != nil {
+	for _, f := range s.files() {
+		sum := newSummer()
+		if err := replace(filepath.Join(dir, f.name), func(w io.Writer) error { return f.write(io.MultiWriter(w, sum)) }); err != nil {
 			return m, err
 		}
+		m.Files[f.name] = sum.entry()
 	}
 	b, err := signManifest(&m, key)
 	if err != nil {
 		return m, err
 	}
-	if err := replace(filepath.Join(dir, ManifestFile), b); err != nil {
+	if err := replace(filepath.Join(dir, ManifestFile), whole(b)); err != nil {
 		return m, err
 	}
 	if o.Complete {
@@ -79,65 +78,64 @@ func Write(dir string, o *Outcome, key crypto.PrivKey) (Manifest, error) {
 }
 
 // replace writes a file as a whole or not at all.
-func replace(path string, b []byte) error {
+func replace(path string, write func(io.Writer) error) error {
 	tmp := path + ".new"
-	if err := os.WriteFile(tmp, b, 0o644); err != nil {
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+	if err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
-	if err := os.Rename(tmp, path); err != nil {
+	out := bufio.NewWriterSize(f, 1<<16)
+	err = write(out)
+	err = errors.Join(err, out.Flush(), f.Close())
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("writing %s: %w", path, err), os.Remove(tmp))
 	}
 	return nil
 }
 
+func whole(b []byte) func(io.Writer) error {
+	return func(w io.Writer) error { _, err := w.Write(b); return err }
+}
+
 type file struct {
 	name  string
-	bytes []byte
+	write func(io.Writer) error
 }
 
-func (s *set) files() ([]file, error) {
-	var out []file
-	var failed error
-	whole := func(name string, v any) {
-		b, err := json.MarshalIndent(v, "", "  ")
-		failed = errors.Join(failed, err)
-		out = append(out, file{name, append(b, '\n')})
+func (s *set) files() []file {
+	return []file{
+		{CrawlFile, object(s.crawl)},
+		{PropertiesFile, object(s.properties)},
+		{VisitsFile, lines(s.visits)},
+		{NeighborsFile, lines(s.neighbors)},
+		{RecordsFile, lines(s.records)},
+		{PresenceFile, lines(s.presence)},
 	}
-	whole(CrawlFile, s.crawl)
-	whole(PropertiesFile, s.properties)
-	for _, x := range []struct {
-		name string
-		b    []byte
-		err  error
-	}{
-		lines(VisitsFile, s.visits), lines(NeighborsFile, s.neighbors), lines(RecordsFile, s.records), lines(PresenceFile, s.presence),
-	} {
-		failed = errors.Join(failed, x.err)
-		out = append(out, file{x.name, x.b})
-	}
-	if failed != nil {
-		return nil, fmt.Errorf("encoding the crawl: %w", failed)
-	}
-	return out, nil
 }
 
-func lines[T any](name string, rows []T) struct {
-	name string
-	b    []byte
-	err  error
-} {
-	var out bytes.Buffer
-	enc := json.NewEncoder(&out)
-	enc.SetEscapeHTML(false)
-	var failed error
-	for i := range rows {
-		failed = errors.Join(failed, enc.Encode(&rows[i]))
+func object(v any) func(io.Writer) error {
+	return func(w io.Writer) error {
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v)
 	}
-	return struct {
-		name string
-		b    []byte
-		err  error
-	}{name, out.Bytes(), failed}
+}
+
+// lines writes rows as NDJSON.
+func lines[T any](rows []T) func(io.Writer) error {
+	return func(w io.Writer) error {
+		enc := json.NewEncoder(w)
+		enc.SetEscapeHTML(false)
+		for i := range rows {
+			if err := enc.Encode(&rows[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }
 
 // newSet makes the rows of the findings.
@@ -251,7 +249,7 @@ func errorKind(text string) string {
 		{"stream reset", "stream reset"},
 		{"asks for fewer", "asked too often"},
 	} {
-		if bytes.Contains([]byte(text), []byte(k.part)) {
+		if strings.Contains(text, k.part) {
 			return k.kind
 		}
 	}
