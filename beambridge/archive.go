@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -21,7 +22,9 @@ import (
 const (
 	codeFiles = 10_000
 	codeBytes = 2 << 30
-	codeRatio = 200 // of what is inside to the archive, beyond the first MiB
+	codeRatio = 200  // of what is inside to the archive, beyond the first MiB
+	codeName  = 1024 // bytes of a name
+	codeDepth = 64   // directories above a file
 )
 
 // keepArchive makes a tree of the files of a zip archive that has the given hash.
@@ -69,7 +72,7 @@ func checkArchive(z *zip.Reader, size int64) error {
 	if len(z.File) > codeFiles {
 		return refuse("the code has %d files, at most %d are taken; leave data out of the directory and put it into a volume", len(z.File), codeFiles)
 	}
-	seen := make(map[string]bool, len(z.File))
+	seen, dirs := make(map[string]bool, len(z.File)), map[string]bool{}
 	total := uint64(0)
 	for _, f := range z.File {
 		name := strings.TrimSuffix(f.Name, "/")
@@ -77,6 +80,8 @@ func checkArchive(z *zip.Reader, size int64) error {
 		switch {
 		case name != "" && name != "." && !fs.ValidPath(name), strings.ContainsAny(name, "\\\x00"):
 			return refuse("the archive holds %.80q, which leaves its directory", f.Name)
+		case len(name) > codeName || strings.Count(name, "/") > codeDepth:
+			return refuse("the archive holds %.80q…, a name of %d bytes in %d directories; at most %d and %d are taken", f.Name, len(name), strings.Count(name, "/"), codeName, codeDepth)
 		case mode&(fs.ModeSymlink|fs.ModeDevice|fs.ModeNamedPipe|fs.ModeSocket|fs.ModeCharDevice|fs.ModeIrregular) != 0:
 			return refuse("the archive holds %.80q, which is no plain file", f.Name)
 		case seen[name] && !mode.IsDir():
@@ -85,6 +90,12 @@ func checkArchive(z *zip.Reader, size int64) error {
 			return refuse("the archive holds %.80q encrypted", f.Name)
 		}
 		seen[name] = true
+		for dir := path.Dir(name); dir != "." && dir != "/" && !dirs[dir]; dir = path.Dir(dir) {
+			dirs[dir] = true
+		}
+		if len(dirs) > codeFiles {
+			return refuse("the code has more than %d directories; leave data out of the directory and put it into a volume", codeFiles)
+		}
 		if total += f.UncompressedSize64; f.UncompressedSize64 > codeBytes || total > codeBytes {
 			return refuse("the code has more than %d GiB; leave data out of the directory and put it into a volume", codeBytes>>30)
 		}

@@ -297,6 +297,18 @@ func (e *engine) loadCalls(tx *store.Tx, j *job) error {
 	return nil
 }
 
+// seat says where the calls of a lease run that was live before a restart, so that it is stopped when nobody wants them.
+func (j *job) seat(l *store.Lease) {
+	if j.calls == nil {
+		return
+	}
+	for i := l.First; i < l.End; i++ {
+		if c := j.calls.open[i]; c != nil {
+			c.row.State, c.row.Node, c.chunk, c.lease = callRunning, l.Node, cluster.Range{First: l.First, End: l.End}, l.ID
+		}
+	}
+}
+
 // callSpec reads from the job's terms what matters for its calls.
 func (j *job) callSpec() *callSpec {
 	s := &callSpec{retries: *j.spec.Policy.Retries, ttl: j.spec.Policy.Start.Std()}

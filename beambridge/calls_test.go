@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -259,6 +261,12 @@ func TestHeadlessCallsOutliveTheBridge(t *testing.T) {
 		<-time.After(10 * time.Second)
 		if row := s.row("attended"); row.State != callCancelled {
 			s.Errorf("ten seconds after the restart the attended call is %s", row.State)
+		}
+		p.mu.Lock()
+		stopped := maps.Clone(p.stopped)
+		p.mu.Unlock()
+		if len(stopped) != 1 || !slices.Contains(slices.Collect(maps.Values(stopped)), protocol.ReasonCancelled) {
+			s.Errorf("the node was told to stop %v, want the attended call's lease alone", stopped)
 		}
 		<-time.After(time.Minute)
 		row := s.row("headless")

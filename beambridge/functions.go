@@ -360,12 +360,20 @@ func (b *Bridge) oweMerges(ctx context.Context) error {
 
 // forgetCalls drops calls that ended long ago.
 func (t *turn) forgetCalls() {
-	before := t.now.Add(-callsKept)
-	t.also(func(tx *store.Tx) error {
-		_, err := tx.ForgetCalls(before, 1000)
+	before, e, gone := t.now.Add(-callsKept), t.e, int64(0)
+	t.also(func(tx *store.Tx) (err error) {
+		gone, err = tx.ForgetCalls(before, forgetAtOnce)
 		return err
 	})
+	t.then(func(err error) {
+		if err == nil && gone >= forgetAtOnce {
+			e.forgot = time.Time{} // there are more: they go with the next tick
+		}
+	})
 }
+
+// forgetAtOnce bounds the calls that one turn forgets.
+const forgetAtOnce = 1000
 
 // forgetEvery is how often old calls are looked for.
 const forgetEvery = time.Hour

@@ -221,6 +221,7 @@ func (e *engine) leaseRows(tx *store.Tx, j *job, broken *error) iter.Seq[cluster
 			e.attempts[l.ID] = a
 			switch {
 			case state.Live():
+				j.seat(&l)
 				n := e.node(l.Node)
 				n.jobs[j] = struct{}{}
 				n.busy++

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gridbeam/gridbeam/beambridge/store"
@@ -48,7 +49,8 @@ type listening struct {
 	lease protocol.LeaseID
 	done  chan struct{} // closed at its end
 	lines map[uint64]int
-	whole bool // read to the end; set before done is closed
+	left  atomic.Int32       // calls of it that have not ended
+	stop  context.CancelFunc // ends it, whatever its node says
 }
 
 func newWaiter() *waiter { return &waiter{changed: make(chan struct{}, 1)} }
@@ -133,19 +135,22 @@ func (b *Bridge) listenTo(j *job, seat logOf) {
 		case <-b.ctx().Done():
 			return
 		}
-		l := &listening{lease: seat.lease, done: make(chan struct{}), lines: map[uint64]int{}}
+		ctx, stop := context.WithCancel(b.ctx())
+		defer stop()
+		l := &listening{lease: seat.lease, done: make(chan struct{}), lines: map[uint64]int{}, stop: stop}
 		waiting, err := ask(b.ctx(), b.engine, func(*turn) (map[uint64]*waiter, error) {
 			out := map[uint64]*waiter{}
 			for i := seat.first; i < seat.end; i++ {
 				if c := j.calls.open[i]; c != nil && c.wait != nil && c.lease == seat.lease {
 					out[i] = c.wait
 					c.wait.hear(l)
+					l.left.Add(1)
 				}
 			}
 			return out, nil
 		})
 		if err == nil && len(waiting) > 0 {
-			b.listen(b.ctx(), seat, l, waiting)
+			b.listen(ctx, seat, l, waiting)
 		}
 		close(l.done)
 	})
@@ -177,13 +182,12 @@ func (b *Bridge) listen(ctx context.Context, seat logOf, l *listening, to map[ui
 			}
 		}
 		for _, line := range c.GetLines() {
-			l.lines[line.GetInput()]++
-			if w := to[line.GetInput()]; w != nil {
+			if w := to[line.GetInput()]; w != nil { // of others nobody asks, and a node may name any
+				l.lines[line.GetInput()]++
 				w.print(clipLine(string(line.GetText())) + "\n")
 			}
 		}
 		if c.GetEnd() {
-			l.whole = true
 			return
 		}
 	}
@@ -225,8 +229,14 @@ func (b *Bridge) callEnded(end *callEnd, w *waiter, lease protocol.LeaseID) {
 				told = l.lines[end.row.Input]
 			case <-timer.C:
 				told = len(end.outcome.Log) // it is still being told; what is late is lost
+				if l.stop != nil && l.left.Load() <= 1 {
+					l.stop()
+				}
 			case <-b.ctx().Done():
 			}
+		}
+		if l != nil {
+			l.left.Add(-1)
 		}
 		w.tell(end, told)
 	}) && w != nil {
