@@ -85,11 +85,23 @@ func (t *turn) returnedCalls(j *job, r cluster.Range, root cid.Cid, ends map[uin
 			continue
 		}
 		c.row.Result, c.row.Encoding = root, string(end.outcome.Encoding)
+		if c.encoding() == protocol.EncodingPickle { // it comes back as one, whatever its node calls it
+			c.row.Encoding = string(protocol.EncodingPickle)
+		}
 		if end.written {
 			c.row.Written = root
 		}
 		t.endCall(c, end.outcome)
 	}
+}
+
+// encoding is how the call was made. What a function returns to a call in JSON may be a pickle; the other way round never.
+func (c *call) encoding() protocol.Encoding {
+	in, err := protocol.ParseFunctionInput(c.row.Args)
+	if err != nil {
+		return protocol.EncodingPickle
+	}
+	return in.Encoding
 }
 
 // again makes a call a new input: its process was killed, and that may have been bad luck.

@@ -18,10 +18,7 @@ const invokeProcedure = "/function.FunctionService/FunctionInvoke"
 // functionInvoke runs one call: its id at once, its output in order, and one last frame with result and exit code
 // together. What goes wrong with this call alone is told in that frame: a status would end its siblings.
 func (s *Server) functionInvoke(ctx context.Context, r *connect.Request[beamwire.FunctionInvokeRequest], out *connect.ServerStream[beamwire.FunctionInvokeResponse]) error {
-	who, no := s.authenticate(ctx, r.Header(), r.Peer().Addr, "", RoleInvoke)
-	if no != nil {
-		return no
-	}
+	who := callerOf(ctx).Principal
 	if err := s.draining(); err != nil {
 		return s.failure(err)
 	}
@@ -72,7 +69,8 @@ func (s *Server) functionInvoke(ctx context.Context, r *connect.Request[beamwire
 		}
 		frame := &beamwire.FunctionInvokeResponse{TaskId: task, Output: rest, Done: e.Done, ExitCode: e.Exit}
 		if e.Done && e.Exit == 0 {
-			if text := s.judgeResult(&stub, &e); text != "" {
+			// Whatever the node calls it: the client unpickles it.
+			if text := s.judgeResult(&stub, e.Result); text != "" {
 				frame.ExitCode, frame.Output = 1, rest+text
 			} else {
 				frame.Result = e.Result
@@ -116,14 +114,11 @@ func sendOutput(out *connect.ServerStream[beamwire.FunctionInvokeResponse], task
 }
 
 // judgeResult says why a result must not go to its client, which would unpickle it; empty for a good one.
-func (s *Server) judgeResult(stub *Stub, e *Event) string {
-	if len(e.Result) > maxResult {
-		return fmt.Sprintf("gridbeam: the result has %d bytes, at most %d fit; write it to a volume\n", len(e.Result), maxResult)
+func (s *Server) judgeResult(stub *Stub, result []byte) string {
+	if len(result) > maxResult {
+		return fmt.Sprintf("gridbeam: the result has %d bytes, at most %d fit; write it to a volume\n", len(result), maxResult)
 	}
-	if e.Encoding == protocol.EncodingJSON {
-		return ""
-	}
-	if err := s.cfg.Gate(e.Result, stub.ResultAllow, stub.ResultAny); err != nil {
+	if err := s.cfg.Gate(result, stub.ResultAllow, stub.ResultAny); err != nil {
 		return "gridbeam: " + err.Error() + "\n"
 	}
 	return ""

@@ -46,6 +46,7 @@ func (s *Server) restRoutes() {
 				writeError(w, no)
 				return
 			}
+			timed(w, r, false)
 			if ws := r.PathValue("ws"); ws != "" && ws != who.Workspace {
 				writeError(w, s.failure(ErrNotFound))
 				return
@@ -114,6 +115,7 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) {
 		writeError(w, connect.NewError(connect.CodePermissionDenied, errors.New("the address of the upload is not good, or not any more; ask for a new one")))
 		return
 	}
+	timed(w, r, true)
 	who := Principal{Workspace: q.Get("workspace"), Role: RoleFull}
 	if _, err := s.bridge.Objects.PutObject(r.Context(), who, hash, r.ContentLength, q.Get("name"), r.Body); err != nil {
 		writeError(w, s.failure(err))
@@ -257,7 +259,7 @@ func (s *Server) restResult(ctx context.Context, who Principal, t *Task, out map
 		if err != nil {
 			return err
 		}
-		if text := s.judgeResult(&stub, &Event{Result: t.Result, Encoding: t.Encoding}); text != "" {
+		if text := s.judgeResult(&stub, t.Result); text != "" {
 			out["failure_reason"] = strings.TrimSpace(text)
 			return nil
 		}

@@ -38,12 +38,8 @@ type message[T any] interface {
 // unary makes one method answer gRPC and, where paths are given, JSON: "POST images/verify-build" below /api/v1/gateway/.
 // A field of a path is set in the request.
 func unary[Req, Res any, PReq message[Req], PRes message[Res]](s *Server, procedure string, least Role, do func(context.Context, Principal, *Req) (*Res, error), paths ...string) {
-	s.mux.Handle(procedure, s.withBase(connect.NewUnaryHandler(procedure, func(ctx context.Context, r *connect.Request[Req]) (*connect.Response[Res], error) {
-		who, no := s.authenticate(ctx, r.Header(), r.Peer().Addr, "", least)
-		if no != nil {
-			return nil, no
-		}
-		out, err := do(ctx, who, r.Msg)
+	s.mux.Handle(procedure, s.guard(least, false, connect.NewUnaryHandler(procedure, func(ctx context.Context, r *connect.Request[Req]) (*connect.Response[Res], error) {
+		out, err := do(ctx, callerOf(ctx).Principal, r.Msg)
 		if err != nil {
 			return nil, s.failure(err)
 		}
@@ -57,6 +53,7 @@ func unary[Req, Res any, PReq message[Req], PRes message[Res]](s *Server, proced
 				writeError(w, no)
 				return
 			}
+			timed(w, r, false)
 			var req Req
 			if err := readJSON(r, PReq(&req)); err != nil {
 				writeError(w, err)
@@ -71,13 +68,6 @@ func unary[Req, Res any, PReq message[Req], PRes message[Res]](s *Server, proced
 			writeMessage(w, http.StatusOK, PRes(out))
 		})
 	}
-}
-
-// withBase keeps the address that was called for those who have to tell it.
-func (s *Server) withBase(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller{base: s.base(r)})))
-	})
 }
 
 // routes makes every path.
@@ -100,16 +90,12 @@ func (s *Server) routes() {
 	unary(s, volume+"ListVolumes", RoleRead, s.listVolumes, "GET volumes")
 	unary(s, volume+"GetFileServiceInfo", RoleRead, s.fileService)
 
-	s.mux.Handle(gateway+"PutObjectStream", connect.NewClientStreamHandler(gateway+"PutObjectStream", s.putObjectStream, connect.WithReadMaxBytes(maxMessage)))
-	s.mux.Handle(invokeProcedure, connect.NewServerStreamHandler(invokeProcedure, s.functionInvoke, connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(1<<30)))
+	s.mux.Handle(gateway+"PutObjectStream", s.guard(RoleFull, true, connect.NewClientStreamHandler(gateway+"PutObjectStream", s.putObjectStream, connect.WithReadMaxBytes(maxMessage))))
+	s.mux.Handle(invokeProcedure, s.guard(RoleInvoke, false, connect.NewServerStreamHandler(invokeProcedure, s.functionInvoke, connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(1<<30))))
 	const build = "/image.ImageService/BuildImage"
-	s.mux.Handle(build, connect.NewServerStreamHandler(build, func(ctx context.Context, r *connect.Request[beamwire.BuildImageRequest], out *connect.ServerStream[beamwire.BuildImageResponse]) error {
-		who, no := s.authenticate(ctx, r.Header(), r.Peer().Addr, "", RoleFull)
-		if no != nil {
-			return no
-		}
-		return s.buildImage(ctx, who, r.Msg, out.Send)
-	}))
+	s.mux.Handle(build, s.guard(RoleFull, false, connect.NewServerStreamHandler(build, func(ctx context.Context, r *connect.Request[beamwire.BuildImageRequest], out *connect.ServerStream[beamwire.BuildImageResponse]) error {
+		return s.buildImage(ctx, callerOf(ctx).Principal, r.Msg, out.Send)
+	}, connect.WithReadMaxBytes(maxMessage))))
 	s.mux.HandleFunc("POST /api/v1/gateway/images/build", s.restBuild)
 	s.mux.HandleFunc("/api/v1/gateway/", s.notOffered)
 	const health = "/grpc.health.v1.Health/Check"
@@ -119,7 +105,7 @@ func (s *Server) routes() {
 			status = beamwire.HealthCheckResponse_NOT_SERVING
 		}
 		return connect.NewResponse(&beamwire.HealthCheckResponse{Status: status}), nil
-	}))
+	}, connect.WithReadMaxBytes(maxHealth)))
 	s.restRoutes()
 	s.mux.HandleFunc("/", s.unknown)
 }
@@ -131,6 +117,7 @@ func (s *Server) restBuild(w http.ResponseWriter, r *http.Request) {
 		writeError(w, no)
 		return
 	}
+	timed(w, r, false)
 	req := &beamwire.BuildImageRequest{}
 	if err := readJSON(r, req); err != nil {
 		writeError(w, err)

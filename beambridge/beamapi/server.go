@@ -29,6 +29,7 @@ const (
 	maxArgs      = 15 << 20
 	maxResult    = 15 << 20
 	maxStreams   = 16384 // a map opens a stream for each input
+	maxHealth    = 4 << 10
 	maxHeader    = 64 << 10
 	headerWithin = 10 * time.Second
 	pingAfter    = 20 * time.Second

@@ -177,7 +177,7 @@ func (r *fakeRunning) Abandon() {
 }
 
 // serve starts a Server over a fake on a real socket.
-func serve(t *testing.T) (*fakeBridge, string) {
+func newServer(t *testing.T) (*Server, *fakeBridge) {
 	t.Helper()
 	f := &fakeBridge{objects: map[string][]byte{}, stubs: map[string]Stub{}, gone: make(chan string, 16), answer: func(c Call) []Event {
 		return []Event{{Output: "one\n"}, {Output: "two\n"}, {Done: true, Result: c.Args, Encoding: c.Encoding}}
@@ -193,6 +193,12 @@ func serve(t *testing.T) (*fakeBridge, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s, f
+}
+
+func serve(t *testing.T) (*fakeBridge, string) {
+	t.Helper()
+	s, f := newServer(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
