@@ -274,7 +274,7 @@ func (b *Backend) specOf(ctx context.Context, t *executor.Task) (*boxSpec, error
 		UID: -1, Handler: f.Handler, OnStart: f.OnStart, Code: f.Code, Workers: f.Workers, TimeoutMS: f.Timeout.Milliseconds(), Env: t.Env, Limits: t.Limits,
 		KeepWarm: f.KeepWarm, KeepOrphan: b.cfg.KeepOrphan, MaxAge: b.cfg.MaxAge, MaxInputs: b.cfg.MaxInputs, Exits: filepath.Join(b.cfg.Dir, exitsName), NoCgroups: b.cfg.NoCgroups,
 	}
-	if s.KeepWarm == 0 {
+	if s.KeepWarm == 0 || s.KeepWarm > b.cfg.KeepWarm {
 		s.KeepWarm = b.cfg.KeepWarm
 	}
 	if os.Geteuid() == 0 {

@@ -233,6 +233,25 @@ func childrenOf(pid int) (pids []int) {
 	return pids
 }
 
+// strays ends all processes of the sandbox but its first one and the runner, which is the first that it has started: what
+// an input has left behind in a session of its own. The runner has no child while no input runs.
+func (c *child) strays() {
+	init := int(c.pid.Load())
+	if init == 0 {
+		return
+	}
+	first := childrenOf(init)
+	if len(first) == 0 {
+		return
+	}
+	queue := append(childrenOf(first[0]), first[1:]...)
+	for seen := 0; len(queue) > 0 && seen < 4096; seen++ {
+		pid := queue[0]
+		queue = append(queue[1:], childrenOf(pid)...)
+		_ = unix.Kill(pid, unix.SIGKILL) // it is in the sandbox, so its number is nobody else's until its parent has looked
+	}
+}
+
 // write sends frames to the runner.
 func (c *child) write(over <-chan struct{}) {
 	for {

@@ -25,7 +25,8 @@ type Config struct {
 	// UIDBase is the first of the 2^24 user IDs that sandboxes run as when the daemon is root, one each; default
 	// 1,879,048,192, the begin of the range that systemd leaves to nobody (uids-gids in its documentation).
 	UIDBase uint32
-	// KeepWarm is how long a sandbox waits for more work of its spec; default 10 min (execution.md 11).
+	// KeepWarm is how long a sandbox waits for more work of its spec, at most: a function may ask for less; default 10 min
+	// (execution.md 11).
 	KeepWarm time.Duration
 	// KeepOrphan is the same for a sandbox whose daemon is gone: it waits for the daemon's next start; default 30 s.
 	KeepOrphan time.Duration

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -212,8 +213,9 @@ func TestWhoKillsTheRunnerEndsTheChunk(t *testing.T) {
 	want(t, b, next, protocol.ReasonDone)
 }
 
-// TestNothingOutlivesItsInput leaves processes behind in the ways that there are.
-func TestNothingOutlivesTheSandbox(t *testing.T) {
+// TestNothingOutlivesItsLease leaves processes behind in the ways that there are, in a sandbox that stays warm: nobody would
+// count what they compute.
+func TestNothingOutlivesItsLease(t *testing.T) {
 	modes(t, func(t *testing.T, b *Backend) {
 		mark := "gridbeam-straggler-" + filepath.Base(filepath.Dir(b.cfg.Dir)) + strconv.Itoa(os.Getpid())
 		task := job(t, `import os, subprocess, sys
@@ -227,9 +229,51 @@ def f(mark):
         os.wait()
     return 'left'
 `, []any{mark})
-		task.Function.KeepWarm = time.Millisecond
-		want(t, b, task, protocol.ReasonDone)
-		until(t, func() bool { return len(hostProcesses(mark)) == 0 }, "processes outlive their sandbox")
+		h := start(t, b, task)
+		if out := wait(t, h); out.Reason != protocol.ReasonDone {
+			t.Fatalf("%+v", out)
+		}
+		until(t, func() bool { return len(hostProcesses(mark)) == 0 }, "processes outlive their lease")
+		next := start(t, b, again(t, task))
+		if out := wait(t, next); out.Reason != protocol.ReasonDone || sandboxOf(next) != sandboxOf(h) {
+			t.Errorf("the sandbox does not serve on: %+v", out)
+		}
+	})
+}
+
+// TestASandboxThatComputesWithoutALeaseEnds has the code start a process with its import, which no lease's end ends.
+func TestASandboxThatComputesWithoutALeaseEnds(t *testing.T) {
+	modes(t, func(t *testing.T, b *Backend) {
+		task := job(t, "import os, threading, time\ndef f():\n    return 1\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1)\n    while True: pass\n", nil)
+		h := start(t, b, task)
+		if out := wait(t, h); out.Reason != protocol.ReasonDone {
+			t.Fatalf("%+v", out)
+		}
+		dir := filepath.Join(b.cfg.Dir, boxesName, sandboxOf(h))
+		until(t, func() bool { return !isDir(dir) || len(processesBelow(dir)) == 0 }, "it computes on")
+	})
+}
+
+// processesBelow are the sandbox's processes that the shim of a directory holds, beyond bubblewrap, its first one and the runner.
+func processesBelow(dir string) (pids []int) {
+	var who identity
+	if readJSON(filepath.Join(dir, identityName), &who) != nil {
+		return nil
+	}
+	for _, bwrap := range childrenOf(who.PID) {
+		for _, first := range childrenOf(bwrap) {
+			of := childrenOf(first)
+			for i, pid := range of {
+				pids = append(pids, childrenOf(pid)...)
+				if i > 0 {
+					pids = append(pids, pid)
+				}
+			}
+		}
+	}
+	return slices.DeleteFunc(pids, func(pid int) bool { // those that have ended and whose end nobody has looked at
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(b), ") Z ")
 	})
 }
 

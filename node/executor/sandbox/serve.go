@@ -279,6 +279,10 @@ func (s *shim) finish(why *cause, code, signal int32) {
 		s.log.Error("the end of a lease cannot be written down", "lease", w.lease, "err", err)
 	}
 	s.cur, s.last = nil, w
+	if s.child != nil && !s.ending {
+		s.child.strays()
+		s.cpuIdle = s.cpuNow()
+	}
 	s.retireOrWait()
 	w.tell(func() { w.end, w.final = end, s.ending })
 }

@@ -28,6 +28,7 @@ const (
 	diskEvery  = time.Second            // execution.md 3
 	stuckAfter = 5 * time.Second        // from a kill to giving up (execution.md 8)
 	firstLease = time.Minute            // how long a new sandbox waits at least
+	idleCPU    = time.Second            // of processor time that a sandbox without a lease may take before it is ended
 	keepLog    = 1 << 20                // a log that is larger is given up once it was told
 	tailBytes  = 4 << 10                // what is remembered of the runner's own words
 )
@@ -53,6 +54,7 @@ type shim struct {
 	cur      *work       // the lease that runs
 	last     *work       // the lease that ran
 	served   int
+	cpuIdle  time.Duration // that had been taken when the last lease ended
 	born     time.Time
 	idle     *time.Timer
 	daemons  int // that are connected
@@ -191,7 +193,7 @@ func (s *shim) rest() {
 	if s.daemons == 0 {
 		wait = min(wait, s.spec.KeepOrphan)
 	}
-	s.idle.Reset(wait)
+	s.idle.Reset(max(0, min(wait, s.spec.MaxAge-time.Since(s.born))))
 }
 
 // count is called when a daemon comes or goes.
@@ -214,7 +216,7 @@ func (s *shim) watch() {
 			return
 		}
 		busy := false
-		s.do(func() { busy = s.cur != nil && s.child != nil; s.measure() })
+		s.do(func() { busy = s.cur != nil && s.child != nil; s.measure(); s.watchIdle() })
 		if busy && time.Since(looked) >= diskEvery {
 			looked = time.Now()
 			used := treeSize(s.ownTrees()...)
@@ -224,6 +226,17 @@ func (s *shim) watch() {
 				}
 			})
 		}
+	}
+}
+
+// watchIdle ends a sandbox that computes although it has no lease: nobody counts that, and nobody pays for it.
+func (s *shim) watchIdle() {
+	if s.cur != nil || s.child == nil || s.served == 0 || s.ending {
+		return
+	}
+	if used := s.cpuNow() - s.cpuIdle; used > idleCPU {
+		s.log.Warn("a sandbox computes without a lease and is ended", "cpu", used)
+		s.retire()
 	}
 }
 
