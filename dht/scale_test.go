@@ -232,7 +232,6 @@ func indexMiB(t testing.TB) float64 {
 	if mean := size / len(out); mean < 900 {
 		t.Fatalf("envelopes of %d bytes a node are not those of the network", mean)
 	}
-	out = nil
 	used := heap() - before
 	runtime.KeepAlive(x)
 	return used

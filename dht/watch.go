@@ -295,7 +295,10 @@ func (w *watcher) check(ctx context.Context, i int) {
 			_ = w.d.host.Connect(ctx, info) // any one that comes about joins them
 		}
 		select {
-		case <-w.d.kad.RefreshRoutingTable():
+		case err := <-w.d.kad.RefreshRoutingTable():
+			if err != nil {
+				w.d.log.Debug("routing table not refreshed", "err", err)
+			}
 		case <-ctx.Done():
 		}
 		again, still := w.compare(ctx, i)

@@ -304,7 +304,7 @@ func explainFind(w io.Writer, ex dht.Explanation) {
 		_, _ = fmt.Fprintf(w, "  only %d of %d index peers of different networks and operators answered: somebody may keep nodes back\n", ex.IndexHeard, ex.IndexWanted)
 	}
 	for _, a := range ex.Index {
-		note := ""
+		var note string
 		switch {
 		case a.Err != nil:
 			note = "did not answer: " + printable(a.Err.Error())
