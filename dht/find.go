@@ -46,10 +46,13 @@ type Query struct {
 	Explain bool
 	// Local knows what only the asker can know of a peer: round trip in ms and reputation, NaN = unknown.
 	// nil knows nothing. Neither it nor Verify may call the Directory, which waits for them.
+	// Without it peers are pinged where a filter asks for round trips.
 	Local func(peer.ID) (rttMs, reputation float64)
 	// Verify says whether an issuer that the asker accepts has signed this label of the peer's, and the
 	// label still holds. nil accepts no issuer, so that verified(..) is unknown.
 	Verify func(peer.ID, *pb.Label) bool
+
+	maybe bool // keep what only a better look can decide
 }
 
 // Candidate is a node that matches.
@@ -137,7 +140,7 @@ func newAsking(query Query, now time.Time, forAnother bool) *asking {
 	}
 	for i, c := range all {
 		keep := yes
-		if forAnother && askersOwn(c) {
+		if (forAnother || query.maybe) && askersOwn(c) {
 			keep = unknown
 		}
 		q.parts, q.clauses, q.keeps = append(q.parts, c), append(q.clauses, compile(c)), append(q.keeps, keep)
@@ -408,6 +411,8 @@ func mix(h uint64) uint64 {
 // ErrNoServers when no DHT server can be asked, ErrNoIndex when ViaIndex finds no index peer that answers.
 func (d *Directory) Find(ctx context.Context, query Query) ([]Candidate, Explanation, error) {
 	switch {
+	case asksRoundTrips(&query):
+		return d.findNear(ctx, query)
 	case query.Via == ViaAuto && len(d.cfg.Shards) > 0:
 		out, ex := newAsking(query, d.now(), false).run(d.index)
 		ex.Tier = "replica"

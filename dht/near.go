@@ -1,0 +1,163 @@
+package dht
+
+import (
+	"cmp"
+	"context"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
+	"github.com/multiformats/go-multiaddr"
+
+	"github.com/gridbeam/gridbeam/protocol"
+)
+
+// Round trips: estimates filter, pings decide (discovery.md 7, rule 4).
+const (
+	// MaxMeasured bounds the peers that Measure pings.
+	MaxMeasured   = 96
+	estimateSlack = 1.5 // an estimate may be so many times what is asked for
+	pingsEach     = 3   // of which the shortest counts
+	pingTimeout   = time.Second
+	pingParallel  = 32
+)
+
+// Measure pings peers, at most MaxMeasured of them, three times within a second each, and returns the shortest
+// round trip of those that answered. Dialling is not counted.
+func (d *Directory) Measure(ctx context.Context, ids []peer.ID) map[peer.ID]time.Duration {
+	out := map[peer.ID]time.Duration{}
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	slots := make(chan struct{}, pingParallel) // one for each under way
+	for _, id := range ids[:min(len(ids), MaxMeasured)] {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			if rtt, ok := d.ping(ctx, id); ok {
+				mu.Lock()
+				defer mu.Unlock()
+				out[id] = rtt
+			}
+		})
+	}
+	all.Wait()
+	return out
+}
+
+func (d *Directory) ping(ctx context.Context, id peer.ID) (best time.Duration, ok bool) {
+	dial, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
+	defer cancel()
+	if err := d.host.Connect(dial, peer.AddrInfo{ID: id}); err != nil {
+		return 0, false
+	}
+	ctx, cancel = context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	results := ping.Ping(ctx, d.host, id)
+	for range pingsEach {
+		r, more := <-results
+		if !more || r.Error != nil {
+			break
+		}
+		if !ok || r.RTT < best {
+			best, ok = r.RTT, true
+		}
+	}
+	return best, ok
+}
+
+// estimate is what earlier traffic told of a peer's round trip in ms, NaN when there was none.
+func (d *Directory) estimate(id peer.ID) float64 {
+	if l := d.host.Peerstore().LatencyEWMA(id); l > 0 {
+		return float64(l) / float64(time.Millisecond)
+	}
+	return math.NaN()
+}
+
+// findNear answers a query about round trips for an asker who has measured none: candidates whose estimate is at
+// most 1.5 times what is wanted, or unknown, are pinged, those with the best estimates first; then the filter is
+// evaluated with what the pings gave.
+func (d *Directory) findNear(ctx context.Context, query Query) ([]Candidate, Explanation, error) {
+	wide := query
+	wide.maybe, wide.Limit = true, 0
+	wide.Local = func(peer.ID) (float64, float64) { return math.NaN(), math.NaN() }
+	if !slices.ContainsFunc(query.Filter.Clauses(), func(c protocol.FilterNode) bool { return wantsFar(c, false) }) {
+		wide.Local = func(id peer.ID) (float64, float64) { return d.estimate(id) / estimateSlack, math.NaN() }
+	}
+	found, ex, err := d.Find(ctx, wide)
+	if err != nil {
+		return nil, ex, err
+	}
+	ids := make([]peer.ID, len(found))
+	for i := range found {
+		ids[i] = found[i].Peer
+		var addrs []multiaddr.Multiaddr
+		for _, raw := range found[i].Capability.GetAddrs() {
+			if a, err := multiaddr.NewMultiaddrBytes(raw); err == nil {
+				addrs = append(addrs, a)
+			}
+		}
+		d.host.Peerstore().AddAddrs(found[i].Peer, addrs, peerstore.TempAddrTTL)
+	}
+	measured := d.Measure(ctx, nearestFirst(ids, d.estimate, 3*query.Limit))
+	query.Local = func(id peer.ID) (float64, float64) {
+		if rtt, ok := measured[id]; ok {
+			return float64(rtt) / float64(time.Millisecond), math.NaN()
+		}
+		return math.NaN(), math.NaN()
+	}
+	x := newReplica(max(1, len(found)))
+	now := d.now()
+	for _, c := range found {
+		// All of it was verified when it came.
+		a := answered{record: &record{raw: c.Record, peer: c.Peer, cap: c.Capability, digest: digestOf(c.Record)}, heard: now.Add(-c.Age)}
+		if c.Beat != nil {
+			a.beat = &beat{raw: c.Beat, peer: c.Peer, av: c.Availability}
+		}
+		x.learn(a, now)
+	}
+	out, own := newAsking(query, now, false).run(x)
+	ex.Matched, ex.PeersAsked, ex.PeersFailed = own.Matched, ex.PeersAsked+min(len(ids), MaxMeasured), ex.PeersFailed+min(len(ids), MaxMeasured)-len(measured)
+	return out, ex, nil
+}
+
+// wantsFar says whether an expression may hold because a round trip is long: then a short estimate rules nothing out.
+func wantsFar(n protocol.FilterNode, negated bool) bool {
+	far := func(k protocol.FilterNode) bool { return wantsFar(k, negated) }
+	switch n := n.(type) {
+	case *protocol.FilterAnd:
+		return slices.ContainsFunc(n.Of, far)
+	case *protocol.FilterOr:
+		return slices.ContainsFunc(n.Of, far)
+	case *protocol.FilterNot:
+		return wantsFar(n.Of, !negated)
+	case *protocol.FilterCompare:
+		return n.Term.Field == protocol.FieldNodeRTTMs && (negated || n.Op != protocol.OpLT && n.Op != protocol.OpLE)
+	default:
+		return false
+	}
+}
+
+// nearestFirst orders peers by their estimates, unknown ones last, and keeps most of them; 0 keeps all.
+func nearestFirst(ids []peer.ID, estimate func(peer.ID) float64, most int) []peer.ID {
+	ids = slices.Clone(ids)
+	far := func(id peer.ID) float64 {
+		if e := estimate(id); !math.IsNaN(e) {
+			return e
+		}
+		return math.Inf(1)
+	}
+	slices.SortStableFunc(ids, func(a, b peer.ID) int { return cmp.Compare(far(a), far(b)) })
+	if most > 0 {
+		ids = ids[:min(most, len(ids))]
+	}
+	return ids
+}
+
+// asksRoundTrips says whether a query needs pings.
+func asksRoundTrips(q *Query) bool {
+	return q.Local == nil && q.Filter != nil && q.Filter.Mentions(protocol.FieldNodeRTTMs)
+}
