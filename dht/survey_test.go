@@ -1,8 +1,10 @@
 package dht
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"math"
 	"slices"
 	"strings"
@@ -227,6 +229,55 @@ func TestServersThatWithholdHideNobodyWhomOthersHold(t *testing.T) {
 	}
 	if c := f.Coverage(); c.Share() < 0.99 {
 		t.Errorf("coverage %+v", c)
+	}
+}
+
+func TestWhatAServerOnlySaysThatItHoldsDoesNotCount(t *testing.T) {
+	peers := neighbourhood(t, 6)
+	raws := map[peer.ID][]byte{}
+	for _, p := range peers {
+		raws[p.id] = p.advertise(t)
+	}
+	liar := peers[2]
+	ghost := identityOf(t, 77)
+	var rows []*pb.ScanRow
+	for _, id := range append(idsOf(peers...), ghost.id) {
+		seq, _ := seqOf(raws[id])
+		rows = append(rows, &pb.ScanRow{PeerId: []byte(id), Kind: pb.ScanKind_SCAN_KIND_CAPABILITY, Digest: make([]byte, digestSize), Seq: max(seq, 1)})
+	}
+	slices.SortFunc(rows, func(a, b *pb.ScanRow) int {
+		x, y := keyOf(peer.ID(a.GetPeerId())), keyOf(peer.ID(b.GetPeerId()))
+		return bytes.Compare(x[:], y[:])
+	})
+	liar.host.SetStreamHandler(protocol.ProtoScan, func(s network.Stream) {
+		_, _ = io.Copy(io.Discard, s)
+		_ = writeScan(scanWriter(s), &pb.ScanReply{Part: &pb.ScanReply_Rows{Rows: &pb.ScanRows{Rows: rows}}})
+		_ = writeScan(scanWriter(s), &pb.ScanReply{Part: &pb.ScanReply_End{End: &pb.ScanEnd{}}})
+		_ = s.Close()
+	})
+	f, _ := surveyed(t, crawler(t, 100).dir, quickPlan(), peers[5])
+	if got := recordPeers(f); !slices.Equal(got, idsOf(peers...)) {
+		t.Errorf("found %d, want %d", len(got), len(peers))
+	}
+	for _, sw := range f.Sweeps() {
+		if sw.Server == liar.id && len(sw.Held) > 0 {
+			t.Errorf("the liar is taken for a holder of %d records", len(sw.Held))
+		}
+		if sw.Server != liar.id && len(sw.Held) == 0 {
+			t.Errorf("%s holds nothing: this proves little", sw.Server)
+		}
+	}
+}
+
+func TestAConnectionThatAnswersNothingIsNoSignOfLife(t *testing.T) {
+	f, who, now := NewFindings(), identityOf(t, 1), time.Now()
+	f.Take(SurveyEvent{Visit: &Visit{Peer: who.id, Ended: now, CrawlErr: "deadline exceeded"}})
+	if len(f.Lives()) != 0 {
+		t.Errorf("it lives: %+v", f.Lives())
+	}
+	f.Take(SurveyEvent{Visit: &Visit{Peer: who.id, Ended: now, CrawlErr: "deadline exceeded", RTT: time.Millisecond}})
+	if len(f.Lives()) != 1 {
+		t.Error("who has answered once lives")
 	}
 }
 

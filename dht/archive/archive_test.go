@@ -3,6 +3,7 @@ package archive
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/csv"
 	"encoding/json"
 	"errors"
@@ -255,6 +256,17 @@ func TestVerifyNamesTheFirstRowThatWasTouched(t *testing.T) {
 		{"a heartbeat", RecordsFile, func(l []string) {
 			l[h100] = strings.Replace(l[h100], `"claimed_state":"busy"`, `"claimed_state":"ready"`, 1)
 		}, "claimed_state differs"},
+		{"a heartbeat about another record", RecordsFile, func(l []string) {
+			other, err := protocol.SealAvailability(peers[0].key, &pb.Availability{
+				Format: 1, PeerId: []byte(peers[0].id), Seq: 3, At: began.Add(20 * time.Second).UnixMilli(), PeriodS: 30, State: pb.NodeState_NODE_STATE_BUSY,
+				CapDigest: []byte("another!"), Groups: []*pb.GroupLoad{{Index: 0, Free: 5}}, Running: 3,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			head, _, _ := strings.Cut(l[h100], `"availability_b64"`)
+			l[h100] = head + `"availability_b64":"` + base64.StdEncoding.EncodeToString(other) + `"}`
+		}, "availability_b64 speaks of another record"},
 		{"an added column", RecordsFile, func(l []string) { l[h100] = strings.Replace(l[h100], `"holders"`, `"golders":1,"holders"`, 1) }, "golders"},
 		{"an envelope", RecordsFile, func(l []string) { l[h100] = strings.Replace(l[h100], `"record_b64":"C`, `"record_b64":"D`, 1) }, fmt.Sprintf("row %d", h100+1)},
 		{"whose it is", RecordsFile, func(l []string) {
