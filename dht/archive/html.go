@@ -39,7 +39,7 @@ const (
 )
 
 func bars(stats []Stat, of func(Stat) uint64) []bar {
-	stats = slices.Clone(stats)
+	stats = slices.DeleteFunc(slices.Clone(stats), func(s Stat) bool { return of(s) == 0 })
 	slices.SortStableFunc(stats, func(a, b Stat) int { return int(of(b)) - int(of(a)) })
 	var out []bar
 	most := uint64(1)
@@ -91,7 +91,7 @@ func (a *Archive) writeHTML(w io.Writer) error {
 		{"model", "Supply: GPUs by claimed model", "GPUs that nodes claim; nobody has checked them", func(s Stat) uint64 { return s.GPUs }},
 		{"region", "Supply: peers by claimed region", "peers with a current record", func(s Stat) uint64 { return uint64(s.Peers) }},
 		{"reachability", "Reachability as claimed", "peers with a current record", func(s Stat) uint64 { return uint64(s.Peers) }},
-		{"alive", "Signs of life during the crawl", "peers with a current record", func(s Stat) uint64 { return uint64(s.Peers) }},
+		{"alive", "Alive", "whether peers with a current record gave a sign of life during the crawl", func(s Stat) uint64 { return uint64(s.Peers) }},
 	} {
 		stats, err := a.Stats([]string{x.by})
 		if err != nil {
@@ -126,7 +126,7 @@ table{border-collapse:collapse}td,th{text-align:left;padding:0 1rem 0 0}</style>
 <tr><th>verification<td>{{.Archive.Manifest.Verifiable}}
 <tr><th>licence<td>{{.Archive.Manifest.Licence}}
 </table>
-{{range .Plots}}<h2>{{.Title}}</h2><p class="n">{{.Note}}</p>
+{{range .Plots}}<h2>{{.Title}}</h2><p class="n">{{.Note}}{{if not .Bars}}: none{{end}}</p>
 <svg viewBox="0 0 900 {{height (len .Bars) 18}}" role="img" aria-label="{{.Title}}">{{range .Bars}}<text x="220" y="{{plus .Y 13}}" text-anchor="end">{{.Label}}</text><rect x="230" y="{{plus .Y 3}}" width="{{printf "%.1f" .W}}" height="12" fill="#2b6cb0"/><text x="235" y="{{plus .Y 13}}" dx="{{printf "%.1f" .W}}">{{.Value}}</text>{{end}}</svg>
 {{end}}{{if .Life}}<h2>Presence</h2><p class="n">One line a peer, from its first to its last sign of life; {{.Span}} in all. Lines that reach an edge go on unseen.</p>
 <svg viewBox="0 0 600 {{height (len .Life) 3}}" role="img" aria-label="Presence">{{range .Life}}<rect x="{{printf "%.1f" .X}}" y="{{.Y}}" width="{{printf "%.1f" .W}}" height="2" fill="#2f855a"><title>{{.Label}}: {{.Value}}</title></rect>{{end}}</svg>
