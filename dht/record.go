@@ -59,6 +59,12 @@ type beat struct {
 	av   *pb.Availability
 }
 
+func (b *beat) period() time.Duration { return time.Duration(b.av.GetPeriodS()) * time.Second }
+
+func (b *beat) speaksOf(r *record) bool {
+	return bytes.Equal(b.av.GetCapDigest(), r.digest[:])
+}
+
 // openCapability verifies a signed record, the cheap checks first. owner is whose record it has to be.
 func openCapability(raw []byte, owner peer.ID, now time.Time) (*record, error) {
 	if len(raw) > protocol.MaxCapability {
