@@ -12,10 +12,11 @@ BASE    ?= $(shell git rev-parse -q --verify origin/main 2>/dev/null || git rev-
 # go-nvml's header marks functions of old drivers as deprecated; gcc need not say so in every build.
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
-# Debian packages that the tests need: a C compiler for the race detector, and what Python functions run in.
-PACKAGES = gcc libc6-dev bubblewrap python3 python3-cloudpickle
+# Debian packages that the tests need: a C compiler for the race detector, what Python functions run in, and what makes
+# networks of namespaces, which only root does.
+PACKAGES = gcc libc6-dev bubblewrap python3 python3-cloudpickle iproute2 nftables procps
 # Whether all of them are there.
-HAVE = command -v "$$($(GO) env CC)" >/dev/null && test -x /usr/bin/bwrap && /usr/bin/python3 -c 'import cloudpickle' 2>/dev/null
+HAVE = { [ "$$(id -u)" != 0 ] || { command -v ip && command -v nft && command -v sysctl; } >/dev/null; } && command -v "$$($(GO) env CC)" >/dev/null && test -x /usr/bin/bwrap && /usr/bin/python3 -c 'import cloudpickle' 2>/dev/null
 
 # Tools are built once for each state of tools/go.mod.
 TOOLS := .tools/$(shell cat tools/go.mod tools/go.sum | sha256sum | cut -c1-16)

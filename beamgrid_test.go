@@ -56,6 +56,7 @@ type beamGrid struct {
 	}
 	token string
 	args  []string // of the bridge
+	space string   // network namespace in which programs start, empty for the machine's own
 }
 
 // newBeamGrid starts a bridge and nodes that run functions. Where the machine has no sandbox it skips, and says what
@@ -151,7 +152,7 @@ func (g *beamGrid) start(name string, args ...string) *daemon {
 		g.Fatal(err)
 	}
 	defer f.Close()
-	d.cmd = exec.CommandContext(context.Background(), g.exe, append(args, "--config-dir", filepath.Join(g.dir, "config"), "--output", "json")...)
+	d.cmd = g.program(context.Background(), append(args, "--config-dir", filepath.Join(g.dir, "config"), "--output", "json"))
 	d.cmd.Stderr = f
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	out, err := d.cmd.StdoutPipe()
@@ -174,6 +175,14 @@ func (g *beamGrid) start(name string, args ...string) *daemon {
 		close(d.done)
 	}()
 	return d
+}
+
+// program is a run of gridbeam to be started.
+func (g *beamGrid) program(ctx context.Context, args []string) *exec.Cmd {
+	if g.space != "" {
+		return exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", g.space, g.exe}, args...)...)
+	}
+	return exec.CommandContext(ctx, g.exe, args...)
 }
 
 // await waits for the line that says that a daemon is ready.
@@ -266,7 +275,7 @@ func (g *beamGrid) dial(token string) *beamclient.Client {
 
 // command runs a command as a user would, and returns what it printed.
 func (g *beamGrid) command(args ...string) (string, error) {
-	out, err := exec.CommandContext(g.Context(), g.exe, append(args, "--config-dir", filepath.Join(g.dir, "config"))...).CombinedOutput()
+	out, err := g.program(g.Context(), append(args, "--config-dir", filepath.Join(g.dir, "config"))).CombinedOutput()
 	return string(out), err
 }
 

@@ -180,7 +180,7 @@ func (b *Bridge) newHost(key crypto.PrivKey) (*p2p.Host, error) {
 	if len(b.cfg.Listen) > 0 {
 		cfg.Listen = b.cfg.Listen
 	}
-	cfg.MDNS = b.cfg.MDNS
+	cfg.Announce, cfg.MDNS = b.cfg.Announce, b.cfg.MDNS
 	cfg.Version = b.cfg.Version
 	cfg.Drain = max(b.cfg.Drain, time.Millisecond) // the host wants more than none
 	cfg.Connections = 4096                         // trust.md 6
@@ -353,7 +353,7 @@ func (b *Bridge) serveAll(ctx context.Context, stop func(), made bool) error {
 }
 
 func (b *Bridge) ready(made bool, lns faces, restored int) {
-	addrs := b.host.Addrs()
+	addrs := b.host.JoinAddrs()
 	s := Started{
 		PeerID: b.self, Addrs: addrs, Invitation: invitation(b.network, addrs, b.cfg.Local), NetworkFile: b.cfg.Network, NetworkMade: made, Restored: restored,
 	}

@@ -202,7 +202,10 @@ func (h *herald) Record(seq uint64, issued, expires time.Time, leaving bool) ([]
 		Format: 1, MinReader: 1, PeerId: []byte(h.self), Seq: seq, Issued: issued.UnixMilli(), Expires: expires.UnixMilli(), Agent: h.agent,
 		Roles: []string{"bridge", "index"}, Tombstone: leaving,
 	}
-	for _, a := range h.host.AddrInfo().Addrs {
+	if h.host.Relays() {
+		c.Roles = append(c.Roles, dht.AttrRelay)
+	}
+	for _, a := range h.host.Told() {
 		if b := a.Bytes(); len(b) <= 128 && len(c.Addrs) < 6 {
 			c.Addrs = append(c.Addrs, b)
 		}

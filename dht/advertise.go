@@ -95,6 +95,9 @@ func (d *Directory) refused(ctx context.Context, rec *record, p Published) (Publ
 // AttrAll is the attribute that every node announces.
 const AttrAll = "all"
 
+// AttrRelay is what peers announce that hold a place for others behind a NAT.
+const AttrRelay = "relay"
+
 // attrIndex is what peers announce that answer for others.
 const attrIndex = "index"
 
@@ -118,7 +121,7 @@ func Attributes(c *pb.Capability) []string {
 		}
 	}
 	for _, r := range c.GetRoles() {
-		if r == attrIndex || r == "relay" {
+		if r == attrIndex || r == AttrRelay {
 			add(r)
 		}
 	}

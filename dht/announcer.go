@@ -108,6 +108,7 @@ type Announcer struct {
 	rnd    *rand.Rand
 	record chan struct{} // capacity 1: changes that come together are one
 	beat   chan struct{} // capacity 1, likewise
+	moved  chan struct{} // capacity 1, likewise
 
 	seq     uint64
 	beatSeq uint64
@@ -122,12 +123,16 @@ func NewAnnouncer(d *Directory, plan Schedule, source Source, seqs SeqStore, rnd
 	}
 	return &Announcer{
 		d: d, plan: plan, source: source, seqs: seqs, rnd: rnd,
-		record: make(chan struct{}, 1), beat: make(chan struct{}, 1),
+		record: make(chan struct{}, 1), beat: make(chan struct{}, 1), moved: make(chan struct{}, 1),
 	}, nil
 }
 
 // RecordChanged tells that the record's content has changed; a new one goes out after RecordGap.
 func (a *Announcer) RecordChanged() { poke(a.record) }
+
+// Moved tells that this peer is reached elsewhere: a new record goes out after RecordGap, the first time after BeatGap,
+// and provider keys with it, as their holders hand the addresses on.
+func (a *Announcer) Moved() { poke(a.moved) }
 
 // BeatChanged tells that state or load has changed; a heartbeat goes out after BeatGap, else at once.
 func (a *Announcer) BeatChanged() { poke(a.beat) }
@@ -166,6 +171,7 @@ func (a *Announcer) loop(ctx context.Context) error {
 	now := a.d.now()
 	nextRecord, nextProvide, nextBeat := now, now, now
 	lastRecord, lastBeat := time.Time{}, time.Time{}
+	settled := false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -174,6 +180,12 @@ func (a *Announcer) loop(ctx context.Context) error {
 			return nil
 		case <-a.record:
 			nextRecord = earlier(nextRecord, lastRecord.Add(a.plan.RecordGap))
+		case <-a.moved:
+			at := lastRecord.Add(a.plan.RecordGap)
+			if !settled { // a node behind a NAT gets its relay soon after its start, and until then nobody can ask it
+				at, settled = lastRecord.Add(a.plan.BeatGap), true
+			}
+			nextRecord, nextProvide = earlier(nextRecord, at), earlier(nextProvide, at)
 		case <-a.beat:
 			nextBeat = earlier(nextBeat, lastBeat.Add(a.plan.BeatGap))
 		case <-timer.C:

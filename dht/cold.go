@@ -134,16 +134,14 @@ func rungHints(gb float64) []string {
 	return attrs
 }
 
-// reach asks a node for its own record and heartbeat, which proves that it lives, else the DHT for the record.
+// reach asks a node for its own record and heartbeat, which proves that it lives, else the DHT for the record, and
+// then the node where that says it is: behind a NAT it may have got a relay since it announced itself.
 func (d *Directory) reach(ctx context.Context, id peer.ID) (answered, error) {
-	direct := d.host.Network().Connectedness(id) == network.Connected || len(d.host.Peerstore().Addrs(id)) > 0
-	if direct {
-		found, err := d.ask(ctx, id, []peer.ID{id})
-		if err == nil && len(found) == 1 {
-			found[0].heard = d.now()
-			return found[0], nil
+	known := len(d.host.Peerstore().Addrs(id))
+	if known > 0 || d.host.Network().Connectedness(id) == network.Connected {
+		if found, ok := d.askItself(ctx, id); ok {
+			return found, nil
 		}
-		d.log.Debug("node does not answer for itself", "peer", id, "err", err)
 	}
 	rec, err := d.fromDHT(ctx, id, 1)
 	if err != nil {
@@ -152,7 +150,23 @@ func (d *Directory) reach(ctx context.Context, id peer.ID) (answered, error) {
 	if rec.cap.GetTombstone() {
 		return answered{}, fmt.Errorf("record of %s: %w: it has left", id, ErrNotFound)
 	}
+	d.placed(id, rec.cap)
+	if len(d.host.Peerstore().Addrs(id)) > known {
+		if found, ok := d.askItself(ctx, id); ok {
+			return found, nil
+		}
+	}
 	return answered{record: rec}, nil
+}
+
+func (d *Directory) askItself(ctx context.Context, id peer.ID) (answered, bool) {
+	found, err := d.ask(ctx, id, []peer.ID{id})
+	if err != nil || len(found) != 1 {
+		d.log.Debug("node does not answer for itself", "peer", id, "err", err)
+		return answered{}, false
+	}
+	found[0].heard = d.now()
+	return found[0], true
 }
 
 // learn takes an answer. A heartbeat that another peer passed on was heard when the node says that it sent it,

@@ -8,12 +8,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 	"github.com/multiformats/go-multiaddr"
 
 	"github.com/gridbeam/gridbeam/protocol"
+	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
 
 // Round trips: estimates filter, pings decide (discovery.md 7, rule 4).
@@ -48,7 +50,19 @@ func (d *Directory) Measure(ctx context.Context, ids []peer.ID) map[peer.ID]time
 	return out
 }
 
+// placed remembers where a node says that it is.
+func (d *Directory) placed(id peer.ID, c *pb.Capability) {
+	var addrs []multiaddr.Multiaddr
+	for _, raw := range c.GetAddrs() {
+		if a, err := multiaddr.NewMultiaddrBytes(raw); err == nil {
+			addrs = append(addrs, a)
+		}
+	}
+	d.host.Peerstore().AddAddrs(id, addrs, peerstore.TempAddrTTL)
+}
+
 func (d *Directory) ping(ctx context.Context, id peer.ID) (best time.Duration, ok bool) {
+	ctx = network.WithAllowLimitedConn(ctx, "ping") // a relay is a way too, and as long as it is measured
 	dial, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
 	defer cancel()
 	if err := d.host.Connect(dial, peer.AddrInfo{ID: id}); err != nil {
@@ -94,13 +108,7 @@ func (d *Directory) findNear(ctx context.Context, query Query) ([]Candidate, Exp
 	ids := make([]peer.ID, len(found))
 	for i := range found {
 		ids[i] = found[i].Peer
-		var addrs []multiaddr.Multiaddr
-		for _, raw := range found[i].Capability.GetAddrs() {
-			if a, err := multiaddr.NewMultiaddrBytes(raw); err == nil {
-				addrs = append(addrs, a)
-			}
-		}
-		d.host.Peerstore().AddAddrs(found[i].Peer, addrs, peerstore.TempAddrTTL)
+		d.placed(found[i].Peer, found[i].Capability)
 	}
 	measured := d.Measure(ctx, nearestFirst(ids, d.estimate, 3*query.Limit))
 	query.Local = func(id peer.ID) (float64, float64) {

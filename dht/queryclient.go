@@ -104,7 +104,8 @@ func (o *opener) row(row *pb.QueryRow, wanted map[peer.ID]bool, now time.Time) (
 func (d *Directory) exchange(ctx context.Context, of peer.ID, req *pb.QueryRequest, most int, take func(*pb.QueryRow)) (*pb.QueryReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
 	defer cancel()
-	s, err := d.host.NewStream(ctx, of, protocol.ProtoQuery)
+	// A relay's limits leave room for a few rows, all that is asked of a node that only a relay reaches.
+	s, err := d.host.NewStream(network.WithAllowLimitedConn(ctx, "query"), of, protocol.ProtoQuery)
 	if err != nil {
 		return nil, fmt.Errorf("asking %s: %w", of, err)
 	}

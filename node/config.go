@@ -39,6 +39,8 @@ type Config struct {
 	// Listen holds the multiaddrs to listen on. Default: any port, QUIC and TCP, all IPv4 interfaces; with
 	// Local loopback only.
 	Listen []multiaddr.Multiaddr
+	// Announce are further addresses under which others reach the node, such as that of a forwarded port.
+	Announce []multiaddr.Multiaddr
 	// Join are peers to join by, each ending in /p2p/<peer ID>; the bootstrap peers of Networks are added.
 	Join []multiaddr.Multiaddr
 	// Networks are whose bridges may use this node. With none all work is refused, and Status says so.

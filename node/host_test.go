@@ -16,6 +16,7 @@ import (
 	"github.com/gridbeam/gridbeam/dht"
 	"github.com/gridbeam/gridbeam/node/executor"
 	"github.com/gridbeam/gridbeam/node/gpu"
+	"github.com/gridbeam/gridbeam/p2p"
 	"github.com/gridbeam/gridbeam/protocol"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
@@ -71,12 +72,13 @@ func newTestSpeaker(t *testing.T) *speaker {
 	key := newKey(t)
 	id := idOf(t, key)
 	return &speaker{
-		self: id, key: key, version: "1.2.3", local: true, started: time.Now(), ask: 42, kinds: []string{"map"}, wall: time.Hour,
+		self: id, key: key, version: "1.2.3", started: time.Now(), ask: 42, kinds: []string{"map"}, wall: time.Hour,
 		networks: []protocol.NetworkFile{{ID: protocol.NetworkID{1}}},
 		backends: []*offered{{report: executor.Report{Backend: "wasm", Level: executor.LevelStrong}}},
 		addrs: func() []multiaddr.Multiaddr {
 			return []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/127.0.0.1/tcp/4001"), multiaddr.StringCast("/ip4/8.8.8.8/udp/4001/quic-v1")}
 		},
+		reach: func() p2p.Reachability { return p2p.ReachableUnknown },
 		load: func() load {
 			return load{state: StateBusy, running: 2, queued: 1, inventory: Inventory{MemoryFree: 5 << 20, DiskFree: 7 << 30}}
 		},
@@ -113,15 +115,17 @@ func TestTheRecordSaysWhatTheNodeIs(t *testing.T) {
 	if r, err := dht.OpenCapability(raw, s.self, now); err != nil || len(r.GetLabels()) != 2 || r.GetLabels()[1].GetKey() != protocol.LabelResearch || r.GetLabels()[1].GetValue() != protocol.ResearchNo {
 		t.Errorf("who wants no research says %v, %v", r.GetLabels(), err)
 	}
-	if len(c.GetAddrs()) != 2 {
-		t.Errorf("on a LAN %d addresses are told, want 2", len(c.GetAddrs()))
+	if len(c.GetAddrs()) != 2 || c.GetNetwork().GetReachability() != "" {
+		t.Errorf("%d addresses are told, want 2, and it is reached %q while nobody knows", len(c.GetAddrs()), c.GetNetwork().GetReachability())
 	}
-	s.local = false
-	if raw, err = s.Record(8, now, now.Add(time.Hour), false); err != nil {
-		t.Fatal(err)
-	}
-	if c, err = dht.OpenCapability(raw, s.self, now); err != nil || len(c.GetAddrs()) != 1 {
-		t.Errorf("on the internet the addresses told are %v, %v, want the public one", c.GetAddrs(), err)
+	for how, want := range map[p2p.Reachability]string{p2p.ReachableDirectly: "public", p2p.ReachableByHolePunch: "holepunch", p2p.ReachableByRelay: "relay", p2p.Unreachable: ""} {
+		s.reach = func() p2p.Reachability { return how }
+		if raw, err = s.Record(8, now, now.Add(time.Hour), false); err != nil {
+			t.Fatal(err)
+		}
+		if c, err = dht.OpenCapability(raw, s.self, now); err != nil || c.GetNetwork().GetReachability() != want {
+			t.Errorf("reached by %q the record says %q, %v", how, c.GetNetwork().GetReachability(), err)
+		}
 	}
 	gone, err := s.Record(9, now, now.Add(10*time.Minute), true)
 	if err != nil {

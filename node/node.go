@@ -131,6 +131,7 @@ func (n *Node) hostConfig() (p2p.Config, error) {
 	if len(n.cfg.Listen) > 0 {
 		cfg.Listen = n.cfg.Listen
 	}
+	cfg.Announce = n.cfg.Announce
 	cfg.MDNS, cfg.Version = n.cfg.MDNS, n.cfg.Version
 	boot, err := n.cfg.bootstrap()
 	cfg.Bootstrap = boot

@@ -233,7 +233,7 @@ func (s *site) status() Status {
 	st := Status{
 		PeerID: s.host.ID(), Version: s.cfg.Version, PID: os.Getpid(), Started: s.node.started, State: state, Why: why, Slots: s.book.slots,
 		Ask: s.speaker.ask, Inventory: s.inventory(), Directory: s.dir.Servers(), Standing: standingOf(s.dir.Standing()),
-		Addresses: []string{}, Networks: []NetworkStatus{}, Executors: []string{}, Jobs: []JobStatus{}, Leases: []LeaseStatus{}, Bridges: []BridgeStatus{},
+		Addresses: []string{}, Reachability: s.reach(), Networks: []NetworkStatus{}, Executors: []string{}, Jobs: []JobStatus{}, Leases: []LeaseStatus{}, Bridges: []BridgeStatus{},
 	}
 	s.mu.Lock()
 	st.Since = s.since

@@ -12,10 +12,10 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/multiformats/go-multiaddr"
-	manet "github.com/multiformats/go-multiaddr/net"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gridbeam/gridbeam/dht"
+	"github.com/gridbeam/gridbeam/p2p"
 	"github.com/gridbeam/gridbeam/protocol"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
@@ -31,15 +31,15 @@ type speaker struct {
 	labels     []*pb.Label
 	noResearch bool
 	version    string
-	local      bool
 	started    time.Time
 	ask        uint64
 	kinds      []string
 	wall       time.Duration
 	networks   []protocol.NetworkFile
 	backends   []*offered
-	// addrs are where the node can be reached.
+	// addrs are where the node can be reached, reach is how, empty while it is not known.
 	addrs func() []multiaddr.Multiaddr
+	reach func() p2p.Reachability
 	// load is what changes from one heartbeat to the next.
 	load func() load
 
@@ -87,6 +87,9 @@ func (s *speaker) describe(c *pb.Capability, issued time.Time) error {
 		c.Gpus = append(c.Gpus, g)
 	}
 	c.Network = &pb.Network{Transports: transports(s.addrs())}
+	if how := s.reach(); how != p2p.ReachableUnknown && how != p2p.Unreachable {
+		c.Network.Reachability = string(how)
+	}
 	c.Policy = &pb.PolicyHint{PriceUusdPerHour: &s.ask, Kinds: s.kinds, Egress: "none", NeedsGrant: proto.Bool(true), MaxJobS: proto.Uint32(uint32(min(s.wall/time.Second, 1<<31)))}
 	if s.operator != nil {
 		l, err := protocol.SignLabel(s.operator, s.self, protocol.LabelOperator, "node", issued.Add(labelLife))
@@ -194,11 +197,9 @@ func (s *speaker) tags(inv *Inventory, group int) (out [][]byte) {
 	return out
 }
 
-// public are the addresses that a record may tell: public ones, and on one machine or LAN all.
+// public are the addresses that a record tells.
 func (s *speaker) public() []multiaddr.Multiaddr {
-	out := slices.DeleteFunc(slices.Clone(s.addrs()), func(a multiaddr.Multiaddr) bool {
-		return len(a.Bytes()) > 128 || !s.local && !manet.IsPublicAddr(a)
-	})
+	out := slices.DeleteFunc(slices.Clone(s.addrs()), func(a multiaddr.Multiaddr) bool { return len(a.Bytes()) > 128 })
 	return out[:min(len(out), 6)]
 }
 

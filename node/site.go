@@ -109,6 +109,7 @@ func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 	if err := s.newDirectory(); err != nil {
 		return s, err
 	}
+	host.RelaysFrom(s.relays)
 	boot, err := cfg.bootstrap()
 	if err != nil {
 		return s, err
@@ -130,9 +131,10 @@ func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 func (s *site) newSpeaker(inv Inventory) *speaker {
 	c := s.cfg
 	return &speaker{
-		self: s.host.ID(), key: s.host.Key(), operator: c.OperatorKey, labels: c.Labels, noResearch: c.NoResearch, version: c.Version, local: c.Local, started: s.node.started,
+		self: s.host.ID(), key: s.host.Key(), operator: c.OperatorKey, labels: c.Labels, noResearch: c.NoResearch, version: c.Version, started: s.node.started,
 		ask: max(c.Ask, c.Policy.MinPrice), kinds: c.Policy.Kinds, wall: c.Policy.Limits.Wall, networks: c.Networks, backends: s.backends, inv: inv,
-		addrs: func() []multiaddr.Multiaddr { return s.host.AddrInfo().Addrs },
+		addrs: func() []multiaddr.Multiaddr { return s.host.Told() },
+		reach: s.reach,
 		load: func() load {
 			state, _ := s.judge()
 			running, queued := s.book.load()
@@ -168,6 +170,41 @@ func (s *site) newDirectory() (err error) {
 	s.announce, err = dht.NewAnnouncer(s.dir, s.cfg.Schedule, s.speaker, s.book, rnd())
 	return err
 }
+
+// reach is how others reach the node; on one machine or LAN it is not asked.
+func (s *site) reach() p2p.Reachability {
+	if s.cfg.Local {
+		return p2p.ReachableUnknown
+	}
+	return s.host.Reachability()
+}
+
+// relays are peers that may hold a place for a node behind a NAT: those that say so in the directory, and its own
+// bridges, which are found while the directory is not.
+func (s *site) relays(ctx context.Context, n int) []peer.AddrInfo {
+	found, err := s.dir.Providers(ctx, dht.AttrRelay, n)
+	if err != nil {
+		s.log.Debug("relays not found in the directory", "err", err)
+	}
+	if boot, err := s.cfg.bootstrap(); err == nil {
+		found = append(found, boot...)
+	}
+	return found[:min(len(found), n)]
+}
+
+// roam tells the directory when the node is reached elsewhere or otherwise.
+func (s *site) roam(ctx context.Context) error {
+	last := s.whereabouts()
+	return s.host.Moved(ctx, func() {
+		if now := s.whereabouts(); now != last {
+			last = now
+			s.announce.Moved()
+		}
+	})
+}
+
+// whereabouts are what a record says of how the node is reached.
+func (s *site) whereabouts() string { return fmt.Sprint(s.reach(), s.speaker.public()) }
 
 // observe watches how the node stands in the directory.
 func (s *site) observe(ctx context.Context) error {
@@ -309,7 +346,7 @@ func (s *site) run(ctx context.Context) error {
 	defer stopServing()
 	speaking, stopSpeaking := context.WithCancel(s.life)
 	defer stopSpeaking()
-	ended := make(chan error, 5) // one for each of the five below
+	ended := make(chan error, 6) // one for each of the six below
 	var parts sync.WaitGroup
 	part := func(f func(ctx context.Context) error, ctx context.Context) {
 		parts.Go(func() { ended <- f(ctx) })
@@ -317,6 +354,7 @@ func (s *site) run(ctx context.Context) error {
 	part(s.dir.Run, serving)
 	part(s.net.Run, serving)
 	part(s.observe, serving)
+	part(s.roam, serving)
 	if s.control != nil {
 		part(func(ctx context.Context) error { return serveControl(ctx, s.control, s.node) }, serving)
 	}

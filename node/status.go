@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/gridbeam/gridbeam/node/gpu"
+	"github.com/gridbeam/gridbeam/p2p"
 	"github.com/gridbeam/gridbeam/protocol"
 )
 
@@ -32,6 +33,8 @@ type Status struct {
 	Started time.Time `json:"started"`
 	// Addresses are where others reach it, each ending in its peer ID.
 	Addresses []string `json:"addresses"`
+	// Reachability is how others reach it: public, holepunch, relay, none, or empty while nobody has told.
+	Reachability p2p.Reachability `json:"reachability,omitempty"`
 	// State since Since; Why says why it is not READY, with what to do.
 	State State `json:"state"`
 	// Since is when it came into State.

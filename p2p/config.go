@@ -29,6 +29,9 @@ const (
 	ReachPublic
 	// ReachLocal is a LAN, the demo or a test: no address is thought unreachable, nothing asks or relays.
 	ReachLocal
+	// ReachClient is a program that only asks, such as the command line: nobody has to reach it, and it reaches
+	// others also through relays.
+	ReachClient
 )
 
 // Farm raises the limits of one address range behind which many nodes are known to stand (trust.md 6).
@@ -57,6 +60,9 @@ type Config struct {
 	// Listen holds the multiaddrs to listen on. Default: any port, QUIC and TCP, all IPv4 interfaces.
 	// Empty: a client that dials only.
 	Listen []multiaddr.Multiaddr
+	// Announce are further addresses under which others reach this host, which it cannot find out itself: of a
+	// forwarded port or a load balancer. Default none.
+	Announce []multiaddr.Multiaddr
 	// Reach is where the host stands. Default ReachAuto.
 	Reach Reach
 	// MDNS finds peers in the local network, and is found. Default true; off in demo and tests, where
@@ -178,8 +184,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("p2p: config field %s is %v, want %s", field, v, want)
 	}
 	switch {
-	case c.Reach > ReachLocal:
-		return bad("Reach", c.Reach, "ReachAuto, ReachPublic or ReachLocal")
+	case c.Reach > ReachClient:
+		return bad("Reach", c.Reach, "ReachAuto, ReachPublic, ReachLocal or ReachClient")
 	case c.MDNS && c.MDNSService == "":
 		return bad("MDNSService", `""`, "a service name such as _gridbeam._udp")
 	case c.Connections < 1:

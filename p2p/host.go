@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -57,6 +59,9 @@ type Host struct {
 	pool     pool
 	keep     keeper
 
+	relays atomic.Pointer[func(context.Context, int) []peer.AddrInfo] // see RelaysFrom
+	found  atomic.Pointer[standing]                                   // never nil
+
 	mu      sync.Mutex
 	open    map[*Frames]libprotocol.ID // every stream that a handler serves
 	closing bool
@@ -76,6 +81,7 @@ func New(cfg Config, key crypto.PrivKey, log *slog.Logger) (*Host, error) {
 		return nil, fmt.Errorf("deriving the peer ID: %w", err)
 	}
 	h := &Host{cfg: cfg, key: key, id: id, log: log, subs: newSubscriptions(), open: make(map[*Frames]libprotocol.ID)}
+	h.found.Store(&standing{})
 	h.pool.init(h)
 	h.keep.init(h)
 	return h, nil
@@ -175,22 +181,32 @@ func (h *Host) options() ([]libp2p.Option, error) {
 		libp2p.ConnectionGater(gater{}),
 		libp2p.WithDialTimeout(h.cfg.DialTimeout),
 		libp2p.SwarmOpts(swarm.WithDialRanker(rank)),
-		libp2p.DisableIdentifyAddressDiscovery(),
 		libp2p.DisableMetrics(),
+	}
+	if h.cfg.Transport != nil || h.cfg.Reach == ReachLocal || h.cfg.Reach == ReachClient {
+		// Where others see us matters behind a NAT alone, and finding out stalls virtual time.
+		opts = append(opts, libp2p.DisableIdentifyAddressDiscovery())
 	}
 	if h.cfg.Transport != nil {
 		opts = append(opts, h.cfg.Transport()...)
 	} else {
 		opts = append(opts, libp2p.Transport(tcp.NewTCPTransport), libp2p.Transport(libp2pquic.NewTransport))
 	}
+	if len(h.cfg.Announce) > 0 {
+		opts = append(opts, libp2p.AddrsFactory(func(found []multiaddr.Multiaddr) []multiaddr.Multiaddr {
+			return multiaddr.Unique(slices.Concat(h.cfg.Announce, found))
+		}))
+	}
 	switch h.cfg.Reach {
 	case ReachPublic:
 		opts = append(opts, libp2p.EnableRelay(), libp2p.ForceReachabilityPublic(), libp2p.EnableNATService(),
 			libp2p.EnableAutoNATv2(), libp2p.EnableRelayService())
 	case ReachAuto:
-		opts = append(opts, libp2p.EnableRelay(), libp2p.EnableAutoNATv2(), libp2p.NATPortMap(), libp2p.EnableHolePunching())
+		opts = append(opts, libp2p.EnableRelay(), libp2p.EnableAutoNATv2(), libp2p.NATPortMap(), libp2p.EnableHolePunching(), h.autoRelay())
 	case ReachLocal:
 		opts = append(opts, libp2p.DisableRelay(), libp2p.ForceReachabilityPublic())
+	case ReachClient:
+		opts = append(opts, libp2p.EnableRelay(), libp2p.ForceReachabilityPublic())
 	}
 	return opts, nil
 }
@@ -267,6 +283,7 @@ func (h *Host) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { return h.keep.run(gctx) })
 	g.Go(func() error { return h.pool.run(gctx) })
+	g.Go(func() error { return h.watchReach(gctx) })
 	if h.cfg.MDNS {
 		g.Go(func() error { return h.runMDNS(gctx) })
 	}

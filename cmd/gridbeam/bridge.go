@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/multiformats/go-multiaddr"
 	"github.com/spf13/cobra"
 
 	"github.com/gridbeam/gridbeam/beambridge"
@@ -27,12 +26,13 @@ const operatorUser = "operator"
 var bridgeListen = []string{"/ip4/0.0.0.0/udp/1995/quic-v1", "/ip4/0.0.0.0/tcp/1995"}
 
 type bridgeFlags struct {
-	listen, join, anchors []string
-	api, beam, name       string
-	cert, key             string
-	apiRate               float64
-	local, public, mdns   bool
-	out                   output
+	listen, announce    []string
+	join, anchors       []string
+	api, beam, name     string
+	cert, key           string
+	apiRate             float64
+	local, public, mdns bool
+	out                 output
 }
 
 // bridgeReady is the line that a bridge writes with --output json when it is ready.
@@ -68,6 +68,7 @@ user's nodes and "gridbeam job" need to find it. For other machines it prints an
 	fl := c.Flags()
 	fl.String("data", "", "data directory (default: gridbeam/bridge in the user's data directory)")
 	fl.StringSliceVar(&f.listen, "listen", bridgeListen, "multiaddr to listen on; repeatable")
+	fl.StringSliceVar(&f.announce, "announce", nil, "further multiaddr under which others reach this machine, such as that of a forwarded port; repeatable")
 	fl.StringSliceVar(&f.join, "join", nil, "address of a peer of the network; repeatable")
 	fl.StringSliceVar(&f.anchors, "anchor", nil, "peer ID of a node whose work needs no copy; repeatable (this user's own nodes are)")
 	fl.StringVar(&f.api, "api", "127.0.0.1:1994", "address of the HTTP API")
@@ -149,12 +150,12 @@ func bridgeConfig(c *cobra.Command, f *bridgeFlags, dir string) (beambridge.Conf
 		*file.to = path
 	}
 	cfg.Local, cfg.APIRate = f.local && !f.public, f.apiRate
-	for _, text := range f.listen {
-		a, err := multiaddr.NewMultiaddr(text)
-		if err != nil {
-			return cfg, usagef("--listen %s: %s; want for example /ip4/0.0.0.0/tcp/1995", text, err)
-		}
-		cfg.Listen = append(cfg.Listen, a)
+	var err error
+	if cfg.Listen, err = parseAddrs("--listen", f.listen, "/ip4/0.0.0.0/tcp/1995"); err != nil {
+		return cfg, err
+	}
+	if cfg.Announce, err = parseAddrs("--announce", f.announce, "/ip4/203.0.113.7/tcp/1995"); err != nil {
+		return cfg, err
 	}
 	j, err := parseJoin(f.join, time.Now())
 	if err != nil {

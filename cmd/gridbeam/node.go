@@ -27,6 +27,7 @@ import (
 type nodeFile struct {
 	Join         []string `yaml:"join"`
 	Listen       []string `yaml:"listen"`
+	Announce     []string `yaml:"announce"`
 	Price        string   `yaml:"price"`
 	Slots        int      `yaml:"slots"`
 	MDNS         *bool    `yaml:"mdns"`
@@ -48,6 +49,8 @@ const nodeFileText = `# How this machine is offered. Each line shows its default
 #join: []
 # Addresses to listen on.
 #listen: [/ip4/0.0.0.0/udp/0/quic-v1, /ip4/0.0.0.0/tcp/0]
+# Further addresses under which others reach this machine, such as that of a port which a router forwards to it.
+#announce: []
 # Dollars per slot and hour; 0 is free.
 #price: "0"
 # How many chunks run at once; 0 is one per core.
@@ -73,6 +76,7 @@ const nodeFileText = `# How this machine is offered. Each line shows its default
 
 type nodeFlags struct {
 	join, listen []string
+	announce     []string
 	network      string
 	yes, local   bool
 	price        string
@@ -154,6 +158,7 @@ invitation that the bridge prints: gridbeam node run --join gridbeam:... A bare 
 	fl.StringVar(&f.network, "network", "", "file with a network, as its owner signed it")
 	fl.BoolVar(&f.yes, "yes", false, "join without asking")
 	fl.StringSliceVar(&f.listen, "listen", nil, "multiaddr to listen on; repeatable (default: any port, QUIC and TCP)")
+	fl.StringSliceVar(&f.announce, "announce", nil, "further multiaddr under which others reach this machine, such as that of a forwarded port; repeatable")
 	fl.StringVar(&f.price, "price", "", "dollars per slot and hour (default 0: free)")
 	fl.IntVar(&f.slots, "slots", 0, "chunks that run at once (default: one per core)")
 	fl.StringVar(&f.isolation, "min-isolation", "", "least isolation for code of others: strong (default) runs WebAssembly only; shared also runs Python functions, in namespaces of this kernel")
@@ -274,6 +279,9 @@ func writeNode(w io.Writer, s *node.Status) {
 		p("bridge     %s %s, %d receipts, %d not counter-signed yet", b.Peer, state, b.Receipts, b.Open)
 	}
 	p("done       %d chunks, %d failed", s.Done, s.Failed)
+	if s.Reachability != "" {
+		p("reached    %s", reachText[s.Reachability])
+	}
 	for _, a := range s.Addresses {
 		p("address    %s", a)
 	}
@@ -285,6 +293,14 @@ func writeNode(w io.Writer, s *node.Status) {
 		}
 		_ = t.Flush()
 	}
+}
+
+// reachText says how others reach a node.
+var reachText = map[p2p.Reachability]string{
+	p2p.ReachableDirectly:    "directly",
+	p2p.ReachableByHolePunch: "through its NAT, by holes that a relay helps to punch",
+	p2p.ReachableByRelay:     "by a relay alone, which is slow: forward a port of the router to this machine and name it with --announce",
+	p2p.Unreachable:          "by nobody that it has not dialled itself: no relay was found; forward a port of the router and name it with --announce",
 }
 
 // writeStanding says how the node stands in the network.

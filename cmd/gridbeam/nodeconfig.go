@@ -34,6 +34,9 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 	if len(f.listen) == 0 {
 		f.listen = file.Listen
 	}
+	if len(f.announce) == 0 {
+		f.announce = file.Announce
+	}
 	if f.price == "" {
 		f.price = file.Price
 	}
@@ -54,12 +57,11 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 		}
 		cfg.Ask = uint64(ask)
 	}
-	for _, text := range f.listen {
-		a, err := multiaddr.NewMultiaddr(text)
-		if err != nil {
-			return cfg, usagef("--listen %s: %s; want for example /ip4/0.0.0.0/tcp/4001", text, err)
-		}
-		cfg.Listen = append(cfg.Listen, a)
+	if cfg.Listen, err = parseAddrs("--listen", f.listen, "/ip4/0.0.0.0/tcp/4001"); err != nil {
+		return cfg, err
+	}
+	if cfg.Announce, err = parseAddrs("--announce", f.announce, "/ip4/203.0.113.7/tcp/4001"); err != nil {
+		return cfg, err
 	}
 	if err := file.policy(&cfg.Policy); err != nil {
 		return cfg, err
@@ -86,6 +88,18 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 	}
 	cfg.OperatorKey, err = operatorKey(c, false)
 	return cfg, err
+}
+
+// parseAddrs reads the multiaddrs of a flag.
+func parseAddrs(flag string, texts []string, like string) (out []multiaddr.Multiaddr, err error) {
+	for _, text := range texts {
+		a, err := multiaddr.NewMultiaddr(text)
+		if err != nil {
+			return nil, usagef("%s %s: %s; want for example %s", flag, text, err, like)
+		}
+		out = append(out, a)
+	}
+	return out, nil
 }
 
 func all(addrs []multiaddr.Multiaddr, is func(multiaddr.Multiaddr) bool) bool {

@@ -36,6 +36,7 @@ type nodeRow struct {
 	GPUs     []gpuRow `json:"gpus"`
 	Runs     []string `json:"executors"`
 	Region   string   `json:"claimed_region,omitempty"`
+	Reach    string   `json:"claimed_reachability,omitempty"`
 	Price    *uint64  `json:"ask_uusd_per_hour,omitempty"`
 	Agent    string   `json:"agent"`
 	AgeS     float64  `json:"heard_s_ago"`
@@ -164,7 +165,7 @@ func withDirectory(ctx context.Context, seeds []multiaddr.Multiaddr, log *slog.L
 		return fmt.Errorf("making a key: %w", err)
 	}
 	cfg := p2p.DefaultConfig()
-	cfg.Listen, cfg.MDNS, cfg.Reach, cfg.Version, cfg.DialTimeout = nil, false, p2p.ReachLocal, version, min(wait, cfg.DialTimeout)
+	cfg.Listen, cfg.MDNS, cfg.Reach, cfg.Version, cfg.DialTimeout = nil, false, p2p.ReachClient, version, min(wait, cfg.DialTimeout)
 	h, err := p2p.New(cfg, key, log)
 	if err != nil {
 		return err
@@ -220,7 +221,7 @@ func newNodeRow(c *dht.Candidate, now time.Time) nodeRow {
 	host := rec.GetHost()
 	r := nodeRow{
 		PeerID: c.Peer.String(), State: strings.ToLower(c.State), CPU: host.GetCpuModel(), Cores: host.GetCores(), RAM: host.GetRamBytes(), GPUs: []gpuRow{},
-		Runs: host.GetExecutors(), Region: regionOf(rec.GetLocation()), Agent: rec.GetAgent(), AgeS: float64(c.Age.Milliseconds()) / 1000, Seq: rec.GetSeq(),
+		Runs: host.GetExecutors(), Region: regionOf(rec.GetLocation()), Reach: rec.GetNetwork().GetReachability(), Agent: rec.GetAgent(), AgeS: float64(c.Age.Milliseconds()) / 1000, Seq: rec.GetSeq(),
 		Expires: time.UnixMilli(rec.GetExpires()).UTC().Format(time.RFC3339), Running: c.Availability.GetRunning(), Addrs: []string{},
 	}
 	if r.State == "" {

@@ -99,9 +99,7 @@ func (s *surveyor) run(ctx context.Context, use func(context.Context, *dht.Direc
 	cfg := p2p.DefaultConfig()
 	cfg.Listen, cfg.MDNS, cfg.Version, cfg.Connections = nil, false, version, s.links
 	cfg.DialTimeout = min(s.wait, cfg.DialTimeout)
-	if local {
-		cfg.Reach = p2p.ReachLocal
-	}
+	cfg.Reach = p2p.ReachClient
 	h, err := p2p.New(cfg, key, s.log)
 	if err != nil {
 		return err

@@ -1,0 +1,37 @@
+package dht
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A node behind a NAT is reached once it has a relay, some time after its start; one whose relays come and go must not
+// burden the directory.
+func TestWhoIsReachedElsewhereSaysSoSoonAtFirstAndThenSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newSim(t, 5, 5, 0)
+		pass(time.Minute)
+		h := w.hosts[4]
+		records := func() int { h.mu.Lock(); defer h.mu.Unlock(); return len(h.records) }
+		if records() != 1 {
+			t.Fatalf("after a minute it has published %d records, want 1", records())
+		}
+		h.announce.Moved()
+		pass(10 * time.Second)
+		if records() != 2 {
+			t.Errorf("10 s after it got a relay it has published %d records, want 2", records())
+		}
+		for range 60 { // a relay that flaps
+			h.announce.Moved()
+			pass(time.Second)
+		}
+		if records() != 2 {
+			t.Errorf("after a minute of moving it has published %d records, want 2 still", records())
+		}
+		pass(2 * time.Minute)
+		if records() != 3 {
+			t.Errorf("two minutes later it has published %d records, want 3", records())
+		}
+	})
+}
