@@ -329,6 +329,14 @@ func (d *Directory) Get(ctx context.Context, id peer.ID) (Candidate, error) {
 			return Candidate{}, ErrNotFound
 		}
 	} else {
+		if !d.connected(id) && len(d.host.Peerstore().Addrs(id)) == 0 { // somebody has to say where it is
+			patience, cancel := context.WithTimeout(ctx, d.cfg.FetchTimeout)
+			err := d.waitServers(patience)
+			cancel()
+			if err != nil {
+				return Candidate{}, err
+			}
+		}
 		var err error
 		if a, err = d.reach(ctx, id); err != nil {
 			return Candidate{}, err

@@ -26,6 +26,8 @@ const (
 	ViaIndex Via = "index"
 	// ViaDHT samples provider keys and asks the nodes themselves.
 	ViaDHT Via = "dht"
+	// ViaServers reads what servers hold and asks no node: it also sees nodes that nobody can dial.
+	ViaServers Via = "scan"
 )
 
 // Query asks the directory for nodes.
@@ -419,9 +421,11 @@ func (d *Directory) Find(ctx context.Context, query Query) ([]Candidate, Explana
 		return out, ex, nil
 	case query.Via == ViaDHT:
 		return d.findCold(ctx, query)
+	case query.Via == ViaServers:
+		return d.findScan(ctx, query)
 	case query.Via == ViaIndex, query.Via == ViaAuto:
 		return d.findIndex(ctx, query)
 	default:
-		return nil, Explanation{}, fmt.Errorf("%w: Via is %q, want index, dht or nothing", ErrConfig, query.Via)
+		return nil, Explanation{}, fmt.Errorf("%w: Via is %q, want index, dht, scan or nothing", ErrConfig, query.Via)
 	}
 }

@@ -50,6 +50,9 @@ func (d *Directory) Measure(ctx context.Context, ids []peer.ID) map[peer.ID]time
 	return out
 }
 
+// Placed remembers where a candidate says that it is, so that Measure can reach it.
+func (d *Directory) Placed(c *Candidate) { d.placed(c.Peer, c.Capability) }
+
 // placed remembers where a node says that it is.
 func (d *Directory) placed(id peer.ID, c *pb.Capability) {
 	var addrs []multiaddr.Multiaddr

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -43,23 +45,33 @@ type nodeRow struct {
 	Seq      uint64   `json:"seq"`
 	Expires  string   `json:"expires"`
 	Running  uint32   `json:"running"`
+	RTT      *float64 `json:"rtt_ms,omitempty"`
 	Operator string   `json:"operator,omitempty"`
 	Addrs    []string `json:"addresses"`
 }
 
 type gpuRow struct {
-	Model  string `json:"model"`
-	Count  uint32 `json:"count"`
-	VRAMGB int    `json:"vram_gb,omitempty"`
+	Model  string  `json:"model"`
+	Count  uint32  `json:"count"`
+	Free   *uint32 `json:"free,omitempty"`
+	VRAMGB int     `json:"vram_gb,omitempty"`
+}
+
+// nodesFlags are what `gridbeam nodes` is asked.
+type nodesFlags struct {
+	out          output
+	where, via   string
+	gpu, region  []string
+	sort         string
+	joins        []string
+	limit        int
+	explain, all bool
+	watch        bool
+	every, wait  time.Duration
 }
 
 func nodesCommand() *cobra.Command {
-	var out output
-	var where, via string
-	var joins []string
-	var limit int
-	var explain, all bool
-	var wait time.Duration
+	var f nodesFlags
 	c := &cobra.Command{
 		Use:   "nodes",
 		Short: "List the nodes of the network, with or without a bridge",
@@ -70,68 +82,207 @@ Filters are gb-filter/1, for example:
   --where 'gpu.model in ["H100", "A100-80"] && gpu.free >= 4 && node.region == "eu"'
 
 It asks index peers (bridges are such) of different networks and operators, verifies what they give, and where there are fewer than three
-asks the nodes themselves too; --via index and --via dht ask only the ones or the others.
+asks the nodes themselves too. --via index and --via dht ask only the ones or the others; --via scan reads what the directory's servers hold
+and asks no node, so that it also sees those that nobody can dial.
 
 Without --join it asks the peers of the network that this user's own bridge has made. Exit code 3 when nothing matches, 5 when nobody answers.`,
 		Args: exactArgs(),
-		RunE: func(c *cobra.Command, _ []string) error {
-			filter, err := protocol.ParseFilter(where)
-			if err != nil {
-				return usagef("--where: %s", err)
-			}
-			ways := map[string]dht.Via{"auto": dht.ViaAuto, "index": dht.ViaIndex, "dht": dht.ViaDHT}
-			way, ok := ways[via]
-			if !ok {
-				return usagef("--via is %q; write auto, index or dht", via)
-			}
-			seeds, err := seeds(c, joins)
-			if err != nil {
-				return err
-			}
-			log, err := logger(c, slog.LevelError)
-			if err != nil {
-				return err
-			}
-			var found []dht.Candidate
-			var ex dht.Explanation
-			err = withDirectory(c.Context(), seeds, log, wait, func(ctx context.Context, d *dht.Directory) error {
-				var err error
-				found, ex, err = d.Find(ctx, dht.Query{Filter: filter, Via: way, Limit: limit, Seed: rand.Uint64(), Explain: explain, Literal: all})
-				return err
-			})
-			if err != nil {
-				return err
-			}
-			rows := make([]nodeRow, 0, len(found))
-			for i := range found {
-				if !all && !offersWork(found[i].Capability) {
-					continue
-				}
-				rows = append(rows, newNodeRow(&found[i], time.Now()))
-			}
-			slices.SortFunc(rows, func(a, b nodeRow) int { return strings.Compare(a.PeerID, b.PeerID) })
-			if err := list(&out, c.OutOrStdout(), rows, nodeColumns()); err != nil {
-				return err
-			}
-			if explain {
-				explainFind(c.ErrOrStderr(), ex)
-			}
-			if len(rows) == 0 {
-				return withCode(exitNoMatch, fmt.Errorf("no node matches (%d known, %d asked, %d did not answer)", ex.Population, ex.PeersAsked, ex.PeersFailed))
-			}
-			return nil
-		},
+		RunE: func(c *cobra.Command, _ []string) error { return f.run(c) },
 	}
-	f := c.Flags()
-	f.StringVar(&where, "where", "", "only nodes that this filter matches")
-	f.StringSliceVar(&joins, "join", nil, "address or invitation of a peer to ask; repeatable")
-	f.StringVar(&via, "via", "auto", "who is asked: auto, index (index peers alone) or dht (the nodes themselves)")
-	f.IntVar(&limit, "limit", 0, "at most so many nodes")
-	f.BoolVar(&explain, "explain", false, "tell what each clause of the filter removed")
-	f.BoolVar(&all, "all", false, "also nodes that are stale, paused, draining or not heard, and peers that are no nodes")
-	f.DurationVar(&wait, "timeout", 10*time.Second, "give up after so long")
-	out.flag(c, true)
+	fl := c.Flags()
+	fl.StringVar(&f.where, "where", "", "only nodes that this filter matches")
+	fl.StringSliceVar(&f.gpu, "gpu", nil, "only nodes with one of these GPU models, as in gpu.model; repeatable")
+	fl.StringSliceVar(&f.region, "region", nil, "only nodes that say they are in one of these regions, countries or subdivisions; repeatable")
+	fl.StringVar(&f.sort, "sort", "id", "order: id, rtt (pings them), free (most free GPUs first) or price")
+	f.seedFlags(c)
+	fl.StringVar(&f.via, "via", "auto", "who is asked: auto, index (index peers alone), dht (the nodes themselves) or scan (servers of the directory)")
+	fl.IntVar(&f.limit, "limit", 0, "at most so many nodes")
+	fl.BoolVar(&f.explain, "explain", false, "tell what each clause of the filter removed")
+	fl.BoolVar(&f.all, "all", false, "also nodes that are stale, paused, draining or not heard, and peers that are no nodes")
+	fl.BoolVar(&f.watch, "watch", false, "go on asking, and print who comes, goes and changes, until Ctrl-C")
+	fl.DurationVar(&f.every, "every", 5*time.Second, "time between two questions of --watch")
+	f.out.flag(c, true)
+	c.AddCommand(nodesShowCommand())
 	return c
+}
+
+// seedFlags adds the flags that say whom to ask and for how long.
+func (f *nodesFlags) seedFlags(c *cobra.Command) {
+	c.Flags().StringSliceVar(&f.joins, "join", nil, "address or invitation of a peer to ask; repeatable")
+	c.Flags().DurationVar(&f.wait, "timeout", 10*time.Second, "give up after so long")
+}
+
+// filter puts --where, --gpu and --region together.
+func (f *nodesFlags) filter() (*protocol.Filter, error) {
+	filter, err := protocol.ParseFilter(f.where)
+	if err != nil {
+		return nil, usagef("--where: %s", err)
+	}
+	var clauses []string
+	if f.where != "" {
+		clauses = append(clauses, "("+f.where+")")
+	}
+	for _, more := range []struct {
+		flag, field string
+		values      []string
+	}{{"--gpu", "gpu.model", f.gpu}, {"--region", "node.region", f.region}} {
+		if len(more.values) == 0 {
+			continue
+		}
+		var quoted []string
+		for _, v := range more.values {
+			quoted = append(quoted, strconv.Quote(v))
+		}
+		clause := more.field + " in [" + strings.Join(quoted, ", ") + "]"
+		if _, err := protocol.ParseFilter(clause); err != nil {
+			if bad, ok := errors.AsType[*protocol.FilterError](err); ok { // its column is in a text that nobody wrote
+				err = errors.New(strings.TrimSuffix(bad.Problem+"; nearest: "+strings.Join(bad.Nearest, ", "), "; nearest: "))
+			}
+			return nil, usagef("%s %s: %s", more.flag, strings.Join(more.values, ","), err)
+		}
+		clauses = append(clauses, clause)
+	}
+	if len(clauses) == 0 || len(clauses) == 1 && f.where != "" {
+		return filter, nil
+	}
+	if filter, err = protocol.ParseFilter(strings.Join(clauses, " && ")); err != nil {
+		return nil, usagef("--where with --gpu and --region: %s", err)
+	}
+	return filter, nil
+}
+
+func (f *nodesFlags) query() (q dht.Query, err error) {
+	q = dht.Query{Limit: f.limit, Seed: rand.Uint64(), Explain: f.explain, Literal: f.all}
+	if q.Filter, err = f.filter(); err != nil {
+		return q, err
+	}
+	ways := map[string]dht.Via{"auto": dht.ViaAuto, "index": dht.ViaIndex, "dht": dht.ViaDHT, "scan": dht.ViaServers}
+	var ok bool
+	if q.Via, ok = ways[f.via]; !ok {
+		return q, usagef("--via is %q; write auto, index, dht or scan", f.via)
+	}
+	if orders[f.sort] == nil {
+		return q, usagef("--sort is %q; write id, rtt, free or price", f.sort)
+	}
+	switch {
+	case f.limit < 0:
+		return q, usagef("--limit is %d; 0 is no limit", f.limit)
+	case f.watch && f.every < time.Second:
+		return q, usagef("--every is %s; at least 1s", f.every)
+	case f.watch && f.out.format == "csv":
+		return q, usagef("--watch prints changes; --output csv cannot tell them: write table, json or ndjson")
+	}
+	return q, nil
+}
+
+func (f *nodesFlags) run(c *cobra.Command) error {
+	query, err := f.query()
+	if err != nil {
+		return err
+	}
+	return f.ask(c, func(ctx context.Context, d *dht.Directory) error {
+		if f.watch {
+			return f.follow(ctx, c.OutOrStdout(), d, query)
+		}
+		rows, ex, err := f.find(ctx, d, query)
+		if err != nil {
+			return err
+		}
+		if err := list(&f.out, c.OutOrStdout(), rows, nodeColumns(f.sort == "rtt")); err != nil {
+			return err
+		}
+		if f.explain {
+			explainFind(c.ErrOrStderr(), ex)
+		}
+		if len(rows) == 0 {
+			return withCode(exitNoMatch, fmt.Errorf("no node matches (%d known, %d asked, %d did not answer)", ex.Population, ex.PeersAsked, ex.PeersFailed))
+		}
+		return nil
+	})
+}
+
+// ask joins the directory as the flags say.
+func (f *nodesFlags) ask(c *cobra.Command, use func(context.Context, *dht.Directory) error) error {
+	seeds, err := seeds(c, f.joins)
+	if err != nil {
+		return err
+	}
+	log, err := logger(c, slog.LevelError)
+	if err != nil {
+		return err
+	}
+	return withDirectory(c.Context(), seeds, log, f.wait, use)
+}
+
+// find asks once; the rows are in the order of --sort.
+func (f *nodesFlags) find(ctx context.Context, d *dht.Directory, query dht.Query) ([]nodeRow, dht.Explanation, error) {
+	found, ex, err := f.workers(ctx, d, query)
+	if err != nil {
+		return nil, ex, err
+	}
+	rows := make([]nodeRow, 0, len(found))
+	var ids []peer.ID
+	for i := range found {
+		rows = append(rows, newNodeRow(&found[i], time.Now()))
+		ids = append(ids, found[i].Peer)
+	}
+	if f.sort == "rtt" {
+		for i := range found {
+			d.Placed(&found[i])
+		}
+		for id, rtt := range d.Measure(ctx, ids) {
+			i := slices.Index(ids, id)
+			rows[i].RTT = new(float64(rtt.Microseconds()) / 1000)
+		}
+	}
+	slices.SortFunc(rows, func(a, b nodeRow) int {
+		return cmp.Or(orders[f.sort](&a, &b), strings.Compare(a.PeerID, b.PeerID))
+	})
+	return rows, ex, nil
+}
+
+// workers asks for nodes, and for more while bridges and other peers that only serve the directory stand among those that
+// the limit let through.
+func (f *nodesFlags) workers(ctx context.Context, d *dht.Directory, query dht.Query) ([]dht.Candidate, dht.Explanation, error) {
+	if f.all || f.limit == 0 {
+		found, ex, err := d.Find(ctx, query)
+		if !f.all {
+			found = slices.DeleteFunc(found, func(c dht.Candidate) bool { return !offersWork(c.Capability) })
+		}
+		return found, ex, err
+	}
+	for query.Limit = f.limit + 3; ; query.Limit *= 2 {
+		found, ex, err := d.Find(ctx, query)
+		whole := len(found) < query.Limit
+		found = slices.DeleteFunc(found, func(c dht.Candidate) bool { return !offersWork(c.Capability) })
+		if err != nil || whole || len(found) >= f.limit {
+			return found[:min(len(found), f.limit)], ex, err
+		}
+	}
+}
+
+// orders are those of --sort; what is unknown comes last.
+var orders = map[string]func(a, b *nodeRow) int{
+	"id":    func(_, _ *nodeRow) int { return 0 },
+	"rtt":   func(a, b *nodeRow) int { return cmp.Compare(orLast(a.RTT), orLast(b.RTT)) },
+	"free":  func(a, b *nodeRow) int { return cmp.Compare(b.freeGPUs(), a.freeGPUs()) },
+	"price": func(a, b *nodeRow) int { return cmp.Compare(orLast(a.Price), orLast(b.Price)) },
+}
+
+func orLast[T uint64 | float64](v *T) float64 {
+	if v == nil {
+		return math.Inf(1)
+	}
+	return float64(*v)
+}
+
+func (r *nodeRow) freeGPUs() (n uint32) {
+	for _, g := range r.GPUs {
+		if g.Free != nil {
+			n += *g.Free
+		}
+	}
+	return n
 }
 
 // seeds are the peers to ask: --join, else those of the user's own network.
@@ -233,8 +384,14 @@ func newNodeRow(c *dht.Candidate, now time.Time) nodeRow {
 	for _, s := range host.GetStorage() {
 		r.Disk += s.GetUsable()
 	}
-	for _, g := range rec.GetGpus() {
-		r.GPUs = append(r.GPUs, gpuRow{g.GetModel(), g.GetCount(), protocol.NominalGB(g.GetVramBytes())})
+	for i, g := range rec.GetGpus() {
+		row := gpuRow{Model: g.GetModel(), Count: g.GetCount(), VRAMGB: protocol.NominalGB(g.GetVramBytes())}
+		for _, l := range c.Availability.GetGroups() {
+			if l.GetIndex() == uint32(i) {
+				row.Free = new(l.GetFree())
+			}
+		}
+		r.GPUs = append(r.GPUs, row)
 	}
 	if p := rec.GetPolicy(); p != nil && p.PriceUusdPerHour != nil {
 		r.Price = p.PriceUusdPerHour
@@ -264,8 +421,8 @@ func regionOf(l *pb.Location) string {
 	return l.GetMacro()
 }
 
-func nodeColumns() []column[nodeRow] {
-	return []column[nodeRow]{
+func nodeColumns(rtt bool) []column[nodeRow] {
+	columns := []column[nodeRow]{
 		{"PEER ID", func(r *nodeRow) string { return r.PeerID }},
 		{"STATE", func(r *nodeRow) string { return r.State }},
 		{"CORES", func(r *nodeRow) string { return strconv.FormatUint(uint64(r.Cores), 10) }},
@@ -276,6 +433,15 @@ func nodeColumns() []column[nodeRow] {
 		{"ASK", func(r *nodeRow) string { return priceText(r.Price) }},
 		{"HEARD", func(r *nodeRow) string { return fmt.Sprintf("%.0f s ago", r.AgeS) }},
 	}
+	if rtt {
+		columns = append(columns, column[nodeRow]{"RTT", func(r *nodeRow) string {
+			if r.RTT == nil {
+				return "-"
+			}
+			return fmt.Sprintf("%.1f ms", *r.RTT)
+		}})
+	}
+	return columns
 }
 
 func gpuText(gpus []gpuRow) string {
@@ -284,7 +450,11 @@ func gpuText(gpus []gpuRow) string {
 	}
 	var parts []string
 	for _, g := range gpus {
-		parts = append(parts, fmt.Sprintf("%d x %s", g.Count, g.Model))
+		text := fmt.Sprintf("%d x %s", g.Count, g.Model)
+		if g.Free != nil && *g.Free != g.Count {
+			text += fmt.Sprintf(" (%d free)", *g.Free)
+		}
+		parts = append(parts, text)
 	}
 	return strings.Join(parts, ", ")
 }

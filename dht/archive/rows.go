@@ -279,9 +279,9 @@ func parseStamp(s string) (time.Time, error) {
 	return t, nil
 }
 
-// recordRow writes a found record as a row. It is a function of the envelopes and of the crawler's own columns,
+// Row writes a found record as a row. It is a function of the envelopes and of the crawler's own columns,
 // so that whoever verifies makes the same row.
-func recordRow(f *dht.Found, observer string) RecordRow {
+func Row(f *dht.Found, observer string) RecordRow {
 	c := f.Record
 	r := RecordRow{
 		PeerID: f.Peer.String(), Seq: f.Seq, Issued: stampMillis(c.GetIssued()), Expires: stampMillis(c.GetExpires()),

@@ -45,7 +45,11 @@ func Verify(path string) (Verified, error) {
 		return Verified{}, fmt.Errorf("verifying: %w", err)
 	}
 	if !info.IsDir() {
-		return verifyRecords(path, filepath.Base(path), false)
+		v, err := verifyRecords(path, filepath.Base(path), false)
+		if err == nil && v.Records == 0 {
+			err = fmt.Errorf("%w: it has no row, so there is nothing that anybody signed", ErrTampered)
+		}
+		return v, err
 	}
 	m, signer, err := readManifest(path)
 	if err != nil {
@@ -165,7 +169,7 @@ func verifyRow(row *RecordRow, line []byte) (beat bool, err error) {
 		return false, fmt.Errorf("%w: seq is %d, the node signed %d", ErrTampered, row.Seq, f.Seq)
 	}
 	var again bytes.Buffer
-	if err := lines([]RecordRow{recordRow(&f, row.Observer)})(&again); err != nil {
+	if err := lines([]RecordRow{Row(&f, row.Observer)})(&again); err != nil {
 		return false, err
 	}
 	if want := bytes.TrimSuffix(again.Bytes(), []byte{'\n'}); !bytes.Equal(want, line) {

@@ -181,7 +181,7 @@ func newSet(o *Outcome) *set {
 		if out[records[i].Peer] {
 			continue
 		}
-		s.records = append(s.records, recordRow(&records[i], o.Observer.String()))
+		s.records = append(s.records, Row(&records[i], o.Observer.String()))
 	}
 	for _, l := range f.Lives() {
 		if l.Last.Before(o.Started) || out[l.Peer] {
