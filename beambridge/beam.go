@@ -124,11 +124,14 @@ func (f beamFace) PutObject(ctx context.Context, who beamapi.Principal, hash str
 	if err := b.running(); err != nil {
 		return beamapi.Object{}, beamError(err)
 	}
+	if err := b.room(ctx, who.Workspace, archivesKept); err != nil {
+		return beamapi.Object{}, beamError(err)
+	}
 	tree, size, err := b.keepArchive(ctx, hash, r)
 	if err != nil {
 		return beamapi.Object{}, beamError(err)
 	}
-	row := store.Object{User: who.Workspace, Hash: hash, Root: tree.Root, Name: name, Size: uint64(size), Created: b.cfg.Clock()}
+	row := store.Object{User: who.Workspace, Hash: hash, Root: tree.Root, Name: name, Size: uint64(size), Used: b.cfg.Clock()}
 	_, err = ask(ctx, b.engine, func(t *turn) (struct{}, error) {
 		t.also(func(tx *store.Tx) error { return tx.PutObject(row) })
 		return struct{}{}, nil
@@ -161,10 +164,13 @@ func (f beamFace) PutStub(ctx context.Context, who beamapi.Principal, s beamapi.
 		if err != nil {
 			return reply, beamError(err)
 		}
-		if len(same) > 0 {
-			reply.ID = same[0].ID
-			return reply, nil
+		if len(same) > 0 { // the newest is the one that is found again
+			reply.ID = same[len(same)-1].ID
+			return reply, f.prepared(ctx, who, reply.ID, &object)
 		}
+	}
+	if err := b.room(ctx, who.Workspace, functionsKept); err != nil {
+		return reply, beamError(err)
 	}
 	s.ID, s.Created = protocol.NewJobID().String(), b.cfg.Clock()
 	if s.Job.Run.Env == nil {
@@ -175,13 +181,30 @@ func (f beamFace) PutStub(ctx context.Context, who beamapi.Principal, s beamapi.
 	if err != nil {
 		return reply, fmt.Errorf("encoding a stub: %w", err)
 	}
-	row := store.Stub{ID: s.ID, User: who.Workspace, Digest: s.Digest, Name: s.Name, Created: s.Created, Body: body}
+	row := store.Stub{ID: s.ID, User: who.Workspace, Digest: s.Digest, Name: s.Name, Used: s.Created, Body: body}
 	_, err = ask(ctx, b.engine, func(t *turn) (struct{}, error) {
-		t.also(func(tx *store.Tx) error { return tx.PutStub(row) })
+		t.also(func(tx *store.Tx) error {
+			return errors.Join(tx.PutStub(row), tx.TouchObject(object.User, object.Hash, t.now))
+		})
 		return struct{}{}, nil
 	})
 	reply.ID = s.ID
 	return reply, beamError(err)
+}
+
+// prepared notes that a stub was prepared again.
+func (f beamFace) prepared(ctx context.Context, who beamapi.Principal, id string, object *store.Object) error {
+	if _, err := f.Stub(ctx, who, id); err != nil {
+		return err
+	}
+	err := f.b.touch(ctx, id)
+	if err == nil && f.b.cfg.Clock().Sub(object.Used) >= touchEvery {
+		_, err = ask(ctx, f.b.engine, func(t *turn) (struct{}, error) {
+			t.also(func(tx *store.Tx) error { return tx.TouchObject(object.User, object.Hash, t.now) })
+			return struct{}{}, nil
+		})
+	}
+	return beamError(err)
 }
 
 // codeOf finds the archive that a stub runs.
@@ -243,17 +266,12 @@ func (f beamFace) Stub(ctx context.Context, who beamapi.Principal, id string) (b
 		return beamapi.Stub{}, beamError(err)
 	}
 	s := &stubOf{user: row.User}
+	s.used.Store(row.Used.UnixMilli())
 	if err := json.Unmarshal(row.Body, &s.stub); err != nil {
 		return beamapi.Stub{}, fmt.Errorf("reading stub %s: %w", id, err)
 	}
 	b.stubs.Store(id, s) // stubs do not change
 	return ownStub(s, who)
-}
-
-// stubOf is a stub with its owner.
-type stubOf struct {
-	user string
-	stub beamapi.Stub
 }
 
 func ownStub(s *stubOf, who beamapi.Principal) (beamapi.Stub, error) {
@@ -269,10 +287,17 @@ func (f beamFace) Deploy(ctx context.Context, who beamapi.Principal, stubID, nam
 	if err != nil {
 		return beamapi.Deployment{}, err
 	}
+	if err := f.b.touch(ctx, stubID); err != nil {
+		return beamapi.Deployment{}, beamError(err)
+	}
 	row := &store.Deployment{ID: protocol.NewJobID().String(), User: who.Workspace, Type: s.Type, Name: name, Stub: stubID, Active: true}
+	var missing error // to be read only after a commit
 	_, err = ask(ctx, f.b.engine, func(t *turn) (struct{}, error) {
 		row.Created, row.Updated = t.now, t.now
 		t.also(func(tx *store.Tx) error {
+			if _, missing = tx.GetStub(stubID); missing != nil { // forgotten since; nothing was written, so what else the turn holds goes on
+				return nil
+			}
 			all, err := tx.Deployments(who.Workspace)
 			if err != nil {
 				return err
@@ -287,7 +312,7 @@ func (f beamFace) Deploy(ctx context.Context, who beamapi.Principal, stubID, nam
 		})
 		return struct{}{}, nil
 	})
-	if err != nil {
+	if err = cmp.Or(err, missing); err != nil {
 		return beamapi.Deployment{}, beamError(err)
 	}
 	return deploymentOf(row, &s), nil
@@ -378,184 +403,6 @@ func (f beamFace) change(ctx context.Context, who beamapi.Principal, id string, 
 			now.Updated = t.now
 			return tx.PutDeployment(now)
 		})
-		return struct{}{}, nil
-	})
-	return beamError(err)
-}
-
-// runningCall is a call whose caller waits.
-type runningCall struct {
-	b    *Bridge
-	id   string
-	wait *waiter
-	over bool
-}
-
-// Invoke implements beamapi.Calls.
-func (f beamFace) Invoke(ctx context.Context, who beamapi.Principal, c beamapi.Call) (beamapi.Running, error) {
-	s, err := f.Stub(ctx, who, c.StubID)
-	if err != nil {
-		return nil, err
-	}
-	o := order{
-		id: protocol.NewJobID().String(), user: who.Workspace, stub: c.StubID, deployment: c.Deployment, spec: s.Job, encoding: c.Encoding, args: c.Args,
-		headless: c.Headless, wait: true, most: cmp.Or(int(s.MaxPending), mostPending),
-	}
-	w, err := f.b.call(ctx, o)
-	if err != nil {
-		return nil, beamError(err)
-	}
-	return &runningCall{b: f.b, id: o.id, wait: w}, nil
-}
-
-// TaskID implements beamapi.Running.
-func (r *runningCall) TaskID() string { return r.id }
-
-// Next implements beamapi.Running.
-func (r *runningCall) Next(ctx context.Context) (beamapi.Event, error) {
-	output, end, err := r.wait.next(ctx)
-	if err != nil || end == nil {
-		return beamapi.Event{Output: output}, err
-	}
-	r.over = true
-	e := beamapi.Event{Done: true, Exit: end.row.Exit, Encoding: protocol.Encoding(end.row.Encoding)}
-	if end.row.Reason != protocol.ReasonDone {
-		e.Output = strings.TrimRight(end.row.Text, "\n") + "\n"
-		return e, nil
-	}
-	e.Result, err = r.b.callResult(&end.row)
-	return e, err
-}
-
-// Abandon implements beamapi.Running.
-func (r *runningCall) Abandon() {
-	if !r.over {
-		r.b.abandon(r.id)
-	}
-}
-
-// Task implements beamapi.Calls.
-func (f beamFace) Task(ctx context.Context, who beamapi.Principal, id string) (beamapi.Task, error) {
-	row, err := view(ctx, f.b, func(tx *store.Tx) (store.Call, error) { return tx.GetCall(id) })
-	if err != nil {
-		return beamapi.Task{}, beamError(err)
-	}
-	if row.User != who.Workspace {
-		return beamapi.Task{}, beamapi.ErrNotFound
-	}
-	live, err := f.b.liveCalls(ctx, who.Workspace)
-	if err != nil {
-		return beamapi.Task{}, beamError(err)
-	}
-	if now, ok := live[id]; ok {
-		row = now
-	}
-	t, err := f.taskOf(ctx, who, &row)
-	if err != nil {
-		return t, err
-	}
-	t.Result, err = f.b.callResult(&row)
-	return t, err
-}
-
-// liveCalls are a user's calls that have not ended.
-func (b *Bridge) liveCalls(ctx context.Context, user string) (map[string]store.Call, error) {
-	return ask(ctx, b.engine, func(t *turn) (map[string]store.Call, error) {
-		out := map[string]store.Call{}
-		for id, c := range t.e.calls {
-			if c.row.User == user {
-				out[id] = c.row
-			}
-		}
-		return out, nil
-	})
-}
-
-// taskOf puts a call into Beam's words.
-func (f beamFace) taskOf(ctx context.Context, who beamapi.Principal, row *store.Call) (beamapi.Task, error) {
-	t := beamapi.Task{
-		ID: row.ID, Status: beamapi.Status(row.State), StubID: row.Stub, DeploymentID: row.Deployment, Created: row.Created, Started: row.Started, Ended: row.Ended,
-		Encoding: protocol.Encoding(row.Encoding), Exit: row.Exit, Text: row.Text,
-	}
-	if row.Node != "" {
-		t.Node = row.Node.String()
-	}
-	s, err := f.Stub(ctx, who, row.Stub)
-	if err != nil {
-		return t, err
-	}
-	t.StubName, t.StubType = s.Name, s.Type
-	if row.Deployment != "" {
-		d, err := view(ctx, f.b, func(tx *store.Tx) (store.Deployment, error) { return tx.GetDeployment(row.Deployment) })
-		if err != nil {
-			return t, beamError(err)
-		}
-		t.DeploymentName, t.DeploymentVersion = d.Name, uint32(d.Version)
-	}
-	return t, nil
-}
-
-// Tasks implements beamapi.Calls.
-func (f beamFace) Tasks(ctx context.Context, who beamapi.Principal, q beamapi.TaskFilter) ([]beamapi.Task, int, error) {
-	rows, err := view(ctx, f.b, func(tx *store.Tx) ([]store.Call, error) { return tx.CallsOfUser(who.Workspace, mostListed) })
-	if err != nil {
-		return nil, 0, beamError(err)
-	}
-	live, err := f.b.liveCalls(ctx, who.Workspace)
-	if err != nil {
-		return nil, 0, beamError(err)
-	}
-	var out []beamapi.Task
-	total := 0
-	for i := range rows {
-		if now, ok := live[rows[i].ID]; ok {
-			rows[i] = now
-		}
-		row := &rows[i]
-		node := ""
-		if row.Node != "" {
-			node = row.Node.String()
-		}
-		if !chosen(q.Statuses, beamapi.Status(row.State)) || !chosen(q.IDs, row.ID) || !chosen(q.StubIDs, row.Stub) || !chosen(q.Nodes, node) {
-			continue
-		}
-		t, err := f.taskOf(ctx, who, row)
-		if err != nil {
-			return nil, 0, err
-		}
-		if !chosen(q.StubNames, t.StubName) {
-			continue
-		}
-		if total++; len(out) < q.Limit {
-			out = append(out, t)
-		}
-	}
-	return out, total, nil
-}
-
-// StopTasks implements beamapi.Calls.
-func (f beamFace) StopTasks(ctx context.Context, who beamapi.Principal, ids []string) error {
-	_, err := view(ctx, f.b, func(tx *store.Tx) (struct{}, error) {
-		for _, id := range ids {
-			row, err := tx.GetCall(id)
-			if err == nil && row.User != who.Workspace {
-				err = fmt.Errorf("%w: call %s", store.ErrNotFound, id)
-			}
-			if err != nil {
-				return struct{}{}, err
-			}
-		}
-		return struct{}{}, nil
-	})
-	if err != nil {
-		return beamError(err)
-	}
-	_, err = ask(ctx, f.b.engine, func(t *turn) (struct{}, error) {
-		for _, id := range ids {
-			if c := t.e.calls[id]; c != nil {
-				t.cancelCall(c, protocol.ReasonCancelled, "stopped by its owner")
-			}
-		}
 		return struct{}{}, nil
 	})
 	return beamError(err)

@@ -233,7 +233,7 @@ func (b *Bridge) assemble(ctx context.Context) error {
 	start := uint64(b.cfg.Clock().UnixMicro()) // grows over restarts
 	b.engine = &engine{
 		bridge: b, log: b.log, now: b.cfg.Clock, store: b.store, mail: make(chan event, mailbox), gone: make(chan struct{}), prices: prices,
-		opens: map[callKey]*job{}, nodes: map[protocol.PeerID]*node{}, judge: judge, paces: newPaces(), setSeq: start, version: start,
+		opens: map[callKey]*job{}, calls: newCallIndex(), nodes: map[protocol.PeerID]*node{}, judge: judge, paces: newPaces(), setSeq: start, version: start,
 	}
 	if err := b.engine.restore(ctx); err != nil {
 		return fmt.Errorf("taking up the bridge's state: %w", err)

@@ -26,7 +26,7 @@ func (t *turn) accept(j *job, c *call) {
 	c.row.State, c.chunk, c.lease = callPending, cluster.Range{}, protocol.LeaseID{}
 	j.calls.open[c.row.Input] = c
 	j.row.Inputs = c.row.Input + 1 // written with the next change of the row; the calls say it, too
-	t.e.calls[c.row.ID] = c
+	t.e.calls.add(c)
 	t.keepCall(c)
 	t.apply(j, j.tracker.Extend(j.row.Inputs))
 	t.touched[j] = struct{}{}
@@ -161,7 +161,7 @@ func stateOf(why protocol.Reason) string {
 func (t *turn) endCall(c *call, o protocol.InputOutcome) {
 	j := c.job
 	delete(j.calls.open, c.row.Input)
-	delete(t.e.calls, c.row.ID)
+	t.e.calls.remove(c)
 	j.calls.inputs.drop(c.row.Input)
 	if len(j.calls.open) == 0 {
 		j.calls.idle = t.now
@@ -182,6 +182,8 @@ func (t *turn) endCall(c *call, o protocol.InputOutcome) {
 	t.then(func(err error) {
 		if err == nil {
 			t.e.bridge.callEnded(end, w, lease)
+		} else if is := t.e.calls.get(end.row.ID); is != nil { // it has not ended after all, and somebody still waits
+			is.wait = w
 		}
 	})
 }
@@ -219,7 +221,7 @@ func (t *turn) watchCalls(j *job) {
 	}
 	switch {
 	case len(b.open) > 0:
-		if b.inputs.len() >= mostInputs && !b.sealed {
+		if b.inputs.len() >= b.most && !b.sealed {
 			t.seal(j)
 		}
 	case b.sealed || t.e.opens[b.key] != j || t.now.Sub(b.idle) >= callIdle:
@@ -298,7 +300,7 @@ func (e *engine) loadCalls(tx *store.Tx, j *job) error {
 			c := &call{row: row, job: j, spec: j.callSpec()}
 			c.row.State = callPending
 			j.calls.open[row.Input] = c
-			e.calls[row.ID] = c
+			e.calls.add(c)
 		}
 	}
 	j.row.Inputs = max(j.row.Inputs, j.calls.inputs.len())

@@ -27,9 +27,15 @@ func (s *stage) funcJob() protocol.Job {
 	if err != nil {
 		s.Fatal(err)
 	}
+	j := funcJob()
+	j.Run.Code = tree.Root.String()
+	return j
+}
+
+// funcJob is a function's job without its code.
+func funcJob() protocol.Job {
 	return protocol.Job{
-		Name: "f", Kind: protocol.JobMap, Inputs: protocol.JobInputs{Open: true},
-		Run:    protocol.JobRun{Host: "python3", Handler: "app:f", Code: tree.Root.String()},
+		Name: "f", Kind: protocol.JobMap, Inputs: protocol.JobInputs{Open: true}, Run: protocol.JobRun{Host: "python3", Handler: "app:f"},
 		Policy: protocol.JobPolicy{AllowUnvetted: "single", Compare: "none", Start: protocol.Duration(time.Hour)},
 	}
 }

@@ -47,7 +47,7 @@ type engine struct {
 	// owned by the engine's goroutine
 	jobs     map[protocol.JobID]*job
 	opens    map[callKey]*job // open jobs that take calls
-	calls    map[string]*call // that have not ended, by ID
+	calls    *callIndex       // that have not ended
 	nodes    map[protocol.PeerID]*node
 	attempts map[protocol.LeaseID]*attempt
 	ended    []*attempt         // in order of their ends, to be forgotten

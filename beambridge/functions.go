@@ -1,7 +1,6 @@
 package beambridge
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,11 +8,9 @@ import (
 	"path"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/ipfs/go-cid"
 
-	"github.com/gridbeam/gridbeam/beambridge/beamapi"
 	"github.com/gridbeam/gridbeam/beambridge/store"
 	"github.com/gridbeam/gridbeam/protocol"
 	"github.com/gridbeam/gridbeam/volumes"
@@ -30,7 +27,7 @@ type order struct {
 	args       []byte
 	headless   bool
 	wait       bool
-	most       int // calls of the user that may be open; 0 is mostPending
+	most       int // calls of the function that may be open; 0 is the bound of the workspace alone
 }
 
 // mostCalls bounds the calls of everybody that have not ended: each is kept in memory.
@@ -58,6 +55,9 @@ func (b *Bridge) call(ctx context.Context, o order) (*waiter, error) {
 	}
 	put := func(fresh *job) error {
 		_, err := ask(ctx, b.engine, func(t *turn) (struct{}, error) {
+			if err := t.e.calls.full(o.user, o.stub, o.most); err != nil {
+				return struct{}{}, err
+			}
 			j := t.e.opens[key]
 			if j == nil || j.over != "" || j.calls.sealed {
 				if fresh == nil {
@@ -69,9 +69,6 @@ func (b *Bridge) call(ctx context.Context, o order) (*waiter, error) {
 				j = fresh
 				t.supersede(key)
 				t.e.opens[key] = j
-			}
-			if len(j.calls.open) >= cmp.Or(o.most, mostPending) || len(t.e.calls) >= mostCalls {
-				return struct{}{}, fmt.Errorf("%w: %d calls wait already", beamapi.ErrBusy, len(j.calls.open))
 			}
 			c.spec = j.callSpec()
 			if root.Defined() {
@@ -168,7 +165,7 @@ func (b *Bridge) keepArgs(ctx context.Context, o *order) (text string, root cid.
 // abandon withdraws a call whose caller has gone; a headless one goes on.
 func (b *Bridge) abandon(id string) {
 	_ = b.engine.post(b.ctx(), func(t *turn) { // a bridge that goes down ends its calls by itself
-		c := t.e.calls[id]
+		c := t.e.calls.get(id)
 		switch {
 		case c == nil:
 		case c.row.Headless:
@@ -329,7 +326,8 @@ next:
 	return root, nil
 }
 
-// oweMerges takes up what calls had written before a restart.
+// oweMerges takes up what calls had written before a restart, in order of their ends. One that cannot be read keeps
+// nobody from the others.
 func (b *Bridge) oweMerges(ctx context.Context) error {
 	var ends []*callEnd
 	err := b.store.View(ctx, func(tx *store.Tx) error {
@@ -337,15 +335,12 @@ func (b *Bridge) oweMerges(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			j, err := tx.GetJob(row.Job)
+			spec, err := owedSpec(tx, row.Job)
 			if err != nil {
-				return err
+				b.log.Error("what a call wrote cannot be merged into its volumes", "call", row.ID, "err", err)
+				continue
 			}
-			terms, err := protocol.DecodeJobTerms(j.Terms)
-			if err != nil {
-				return fmt.Errorf("the terms of job %s: %w", j.ID, err)
-			}
-			ends = append(ends, &callEnd{row: row, spec: &callSpec{volumes: writables(&terms)}})
+			ends = append(ends, &callEnd{row: row, spec: spec})
 		}
 		return nil
 	})
@@ -358,22 +353,14 @@ func (b *Bridge) oweMerges(ctx context.Context) error {
 	return nil
 }
 
-// forgetCalls drops calls that ended long ago.
-func (t *turn) forgetCalls() {
-	before, e, gone := t.now.Add(-callsKept), t.e, int64(0)
-	t.also(func(tx *store.Tx) (err error) {
-		gone, err = tx.ForgetCalls(before, forgetAtOnce)
-		return err
-	})
-	t.then(func(err error) {
-		if err == nil && gone >= forgetAtOnce {
-			e.forgot = time.Time{} // there are more: they go with the next tick
-		}
-	})
+func owedSpec(tx *store.Tx, id protocol.JobID) (*callSpec, error) {
+	j, err := tx.GetJob(id)
+	if err != nil {
+		return nil, err
+	}
+	terms, err := protocol.DecodeJobTerms(j.Terms)
+	if err != nil {
+		return nil, fmt.Errorf("the terms of job %s: %w", id, err)
+	}
+	return &callSpec{volumes: writables(&terms)}, nil
 }
-
-// forgetAtOnce bounds the calls that one turn forgets.
-const forgetAtOnce = 1000
-
-// forgetEvery is how often old calls are looked for.
-const forgetEvery = time.Hour

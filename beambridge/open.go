@@ -20,8 +20,6 @@ const (
 	callAim = 0.2
 	// callRetries is how often a call is made again whose process was killed (beam-interface.md 8).
 	callRetries = 1
-	// callsKept is how long an ended call and its result are remembered.
-	callsKept = 7 * 24 * time.Hour
 )
 
 // Call states as Beam's clients know them (beam-interface.md 6.8).
@@ -101,6 +99,7 @@ type callBook struct {
 	idle   time.Time        // since when there is none
 	sealed bool             // no more calls are taken
 	failed uint64           // calls that ended otherwise than done or cancelled
+	most   uint64           // inputs that it takes
 }
 
 // call is a call that has not ended. The engine owns it.
@@ -126,4 +125,6 @@ type writable struct {
 	at   string
 }
 
-func newCallBook(key callKey) *callBook { return &callBook{key: key, open: map[uint64]*call{}} }
+func newCallBook(key callKey) *callBook {
+	return &callBook{key: key, open: map[uint64]*call{}, most: mostInputs}
+}

@@ -48,21 +48,26 @@ func zipped(t testing.TB, files map[string]string) (raw []byte, hash string) {
 // stub uploads code and prepares a function of it, as Beam's SDK does.
 func (s *stage) stub(who beamapi.Principal, change func(*beamapi.Stub)) (id, object string) {
 	s.Helper()
-	face := s.Bridge().Beam()
 	raw, hash := zipped(s, map[string]string{"app.py": "def f(x): return x"})
-	if _, err := face.Objects.PutObject(s.Context(), who, hash, int64(len(raw)), "code", bytes.NewReader(raw)); err != nil {
-		s.Fatal(err)
+	return stubAt(s, s.Bridge(), who, raw, hash, change), hash
+}
+
+// stubAt makes a stub of an archive.
+func stubAt(t testing.TB, b *Bridge, who beamapi.Principal, raw []byte, hash string, change func(*beamapi.Stub)) string {
+	t.Helper()
+	face := b.Beam()
+	if _, err := face.Objects.PutObject(t.Context(), who, hash, int64(len(raw)), "code", bytes.NewReader(raw)); err != nil {
+		t.Fatal(err)
 	}
-	x := beamapi.Stub{Name: "f", Type: "function/deployment", Object: hash, Digest: sha256.Sum256([]byte("f")), Job: s.funcJob()}
-	x.Job.Run.Code = ""
+	x := beamapi.Stub{Name: "f", Type: "function/deployment", Object: hash, Digest: sha256.Sum256([]byte("f")), Job: funcJob()}
 	if change != nil {
 		change(&x)
 	}
-	reply, err := face.Stubs.PutStub(s.Context(), who, x, true)
+	reply, err := face.Stubs.PutStub(t.Context(), who, x, true)
 	if err != nil {
-		s.Fatal(err)
+		t.Fatal(err)
 	}
-	return reply.ID, hash
+	return reply.ID
 }
 
 // workspace is a user on Beam's face.
@@ -138,9 +143,7 @@ func (s *stage) attempts(who beamapi.Principal, x belongings) map[string]func() 
 			return none(err)
 		},
 		"GetOrCreateStub with the code": func() (bool, error) {
-			j := s.funcJob()
-			j.Run.Code = ""
-			_, err := face.Stubs.PutStub(ctx, who, beamapi.Stub{Name: "g", Type: "function", Object: x.object, Digest: sha256.Sum256([]byte("g")), Job: j}, false)
+			_, err := face.Stubs.PutStub(ctx, who, beamapi.Stub{Name: "g", Type: "function", Object: x.object, Digest: sha256.Sum256([]byte("g")), Job: funcJob()}, false)
 			return none(err)
 		},
 		"GetOrCreateStub of an equal request": func() (bool, error) { // whoever has uploaded the same code has a stub of their own
@@ -148,9 +151,7 @@ func (s *stage) attempts(who beamapi.Principal, x belongings) map[string]func() 
 			if _, err := face.Objects.PutObject(ctx, beamapi.Principal{Workspace: who.Workspace + "2"}, hash, int64(len(raw)), "code", bytes.NewReader(raw)); err != nil {
 				return true, err
 			}
-			j := s.funcJob()
-			j.Run.Code = ""
-			r, err := face.Stubs.PutStub(ctx, beamapi.Principal{Workspace: who.Workspace + "2"}, beamapi.Stub{Name: "f", Type: "function/deployment", Object: hash, Digest: sha256.Sum256([]byte("f")), Job: j}, false)
+			r, err := face.Stubs.PutStub(ctx, beamapi.Principal{Workspace: who.Workspace + "2"}, beamapi.Stub{Name: "f", Type: "function/deployment", Object: hash, Digest: sha256.Sum256([]byte("f")), Job: funcJob()}, false)
 			return r.ID == x.stub, err
 		},
 		"FunctionInvoke": func() (bool, error) {

@@ -30,7 +30,7 @@ var (
 // restore builds the engine's whole state from the store: after a start, and after a commit that failed.
 func (e *engine) restore(ctx context.Context) error {
 	now := e.now()
-	e.opens, e.calls = map[callKey]*job{}, map[string]*call{}
+	e.opens, e.calls = map[callKey]*job{}, newCallIndex()
 	e.jobs, e.attempts, e.ended, e.owing = map[protocol.JobID]*job{}, map[protocol.LeaseID]*attempt{}, nil, map[*line]struct{}{}
 	for _, n := range e.nodes {
 		n.jobs, n.stops, n.busy = map[*job]struct{}{}, map[protocol.LeaseID]stopping{}, 0
@@ -400,8 +400,8 @@ func (e *engine) undo(ctx context.Context) error {
 		close(j.changed) // whoever waits looks again
 		j.changed = make(chan struct{})
 	}
-	for id, c := range calls {
-		if is := e.calls[id]; is != nil {
+	for id, c := range calls.byID {
+		if is := e.calls.get(id); is != nil {
 			is.wait = c.wait
 		}
 	}

@@ -45,10 +45,7 @@ func (e *engine) tick(t *turn) {
 	}
 	t.uptime()
 	e.forgetEnded(t.now)
-	if t.now.Sub(e.forgot) >= forgetEvery {
-		e.forgot = t.now
-		t.forgetCalls()
-	}
+	t.forget()
 	if t.now.Sub(e.pacedAt) >= paceEvery && e.paces.changed() {
 		e.pacedAt, t.paced = t.now, true
 	}

@@ -335,7 +335,7 @@ func TestConfigNamesTheFieldThatIsWrong(t *testing.T) {
 }
 
 // realBridge runs a bridge on loopback in real time.
-func realBridge(t *testing.T, data string, change func(*Config)) (b *Bridge, s Started, end func() error) {
+func realBridge(t testing.TB, data string, change func(*Config)) (b *Bridge, s Started, end func() error) {
 	t.Helper()
 	cfg := DefaultConfig(data)
 	cfg.Local, cfg.MDNS, cfg.APIListen, cfg.BeamListen, cfg.Drain = true, false, "127.0.0.1:0", "", time.Second

@@ -126,6 +126,9 @@ func (f *fakeBridge) Invoke(_ context.Context, _ Principal, c Call) (Running, er
 }
 
 func (f *fakeBridge) Task(_ context.Context, who Principal, id string) (Task, error) {
+	if id == "old" {
+		return Task{ID: "old", Status: StatusComplete, StubID: "forgotten", Result: []byte("pickle"), Encoding: protocol.EncodingPickle}, nil
+	}
 	if id != "t" || who.Workspace != "ws" {
 		return Task{}, ErrNotFound
 	}
@@ -433,6 +436,7 @@ func TestJSONSpeaksBothCasingsAndAnswersWithZeros(t *testing.T) {
 		{"GET", "/api/v1/task/ws/t", "full", "", 200, []string{`"status":"COMPLETE"`, `"result":12345678901234567890`, `"queue_depth":0`, `"outputs":[]`}},
 		{"GET", "/api/v1/task/other/t", "full", "", 404, nil},
 		{"GET", "/api/v1/task/ws/none", "full", "", 404, nil},
+		{"GET", "/api/v1/task/ws/old", "full", "", 200, []string{`"base64":"cGlja2xl"`}}, // its function was forgotten
 		{"GET", "/api/v1/task/ws/t/subscribe", "full", "", 200, []string{"event: status\ndata: {", "COMPLETE"}},
 		{"DELETE", "/api/v1/task/ws", "full", `{"ids":["t"]}`, 200, nil},
 		{"DELETE", "/api/v1/task/ws?task_ids=none", "full", ``, 404, nil},

@@ -11,22 +11,22 @@ import (
 
 // Object is an archive of code that a user has uploaded, and the tree of its files.
 type Object struct {
-	User    string    // User owns it; with Hash the key.
-	Hash    string    // Hash is the SHA-256 of the archive, in hex.
-	Root    cid.Cid   // Root is the tree of its files.
-	Name    string    // Name is what the user calls it.
-	Size    uint64    // Size is that of the archive in bytes.
-	Created time.Time // Created is when it was uploaded.
+	User string    // User owns it; with Hash the key.
+	Hash string    // Hash is the SHA-256 of the archive, in hex.
+	Root cid.Cid   // Root is the tree of its files.
+	Name string    // Name is what the user calls it.
+	Size uint64    // Size is that of the archive in bytes.
+	Used time.Time // Used is when it was uploaded or a stub made of it last, to within a day; column created.
 }
 
 // Stub is a function as a client has prepared it.
 type Stub struct {
-	ID      string    // ID is the key.
-	User    string    // User owns it.
-	Digest  [32]byte  // Digest is that of the request that made it: an equal request finds it again.
-	Name    string    // Name is its name for people.
-	Created time.Time // Created is when it was prepared first.
-	Body    []byte    // Body is the rest, for who made it.
+	ID     string    // ID is the key.
+	User   string    // User owns it.
+	Digest [32]byte  // Digest is that of the request that made it: an equal request finds it again.
+	Name   string    // Name is its name for people.
+	Used   time.Time // Used is when it was prepared, deployed or called last, to within a day; column created.
+	Body   []byte    // Body is the rest, for who made it.
 }
 
 // Deployment is a stub under a name and version.
@@ -67,6 +67,9 @@ type Call struct {
 	Ended      time.Time       // Ended is when it ended; zero while it has not.
 }
 
+// undeployed is the condition that no deployment runs stub s; the index of deployments begins with the user.
+const undeployed = "NOT EXISTS (SELECT 1 FROM deployments AS d WHERE d.user=s.user AND d.stub=s.id AND d.deleted=0)"
+
 const (
 	objectColumns     = "user, hash, root, name, size, created"
 	stubColumns       = "id, user, digest, name, created, body"
@@ -84,6 +87,15 @@ ON CONFLICT (user, hash) DO UPDATE SET root=excluded.root, name=excluded.name, s
 ON CONFLICT (id) DO UPDATE SET user=excluded.user, digest=excluded.digest, name=excluded.name, created=excluded.created, body=excluded.body`}
 	getStub   = &query{"SELECT " + stubColumns + " FROM stubs WHERE id=?"}
 	findStubs = &query{"SELECT " + stubColumns + " FROM stubs WHERE user=? AND digest=? ORDER BY created, id"}
+
+	touchStub    = &query{"UPDATE stubs SET created=? WHERE id=? AND created<?"}
+	touchObject  = &query{"UPDATE objects SET created=? WHERE user=? AND hash=? AND created<?"}
+	countStubs   = &query{"SELECT count(*) FROM stubs WHERE user=?"}
+	countObjects = &query{"SELECT count(*) FROM objects WHERE user=?"}
+	unusedStubs  = &query{"SELECT " + stubColumns + ` FROM stubs AS s WHERE (?='' OR s.user=?) AND s.created<? AND ` + undeployed + ` ORDER BY s.created, s.id LIMIT ?`}
+	dropStub     = &query{"DELETE FROM stubs AS s WHERE s.id=? AND s.created<? AND " + undeployed}
+	unusedObject = &query{"SELECT " + objectColumns + " FROM objects WHERE (?='' OR user=?) AND created<? ORDER BY created, user, hash LIMIT ?"}
+	dropObject   = &query{"DELETE FROM objects WHERE user=? AND hash=? AND created<?"}
 
 	putDeployment = &query{`INSERT INTO deployments (` + deploymentColumns + `) VALUES (?,?,?,?,?,?,?,?,?,?)
 ON CONFLICT (id) DO UPDATE SET user=excluded.user, type=excluded.type, name=excluded.name, version=excluded.version, stub=excluded.stub,
@@ -112,12 +124,12 @@ func (t *Tx) PutObject(o Object) error {
 		a.root("Object.Root", o.Root)
 		a.text(o.Name)
 		a.uint("Object.Size", o.Size)
-		a.time(o.Created)
+		a.time(o.Used)
 	})
 }
 
 func scanObject(r *row) Object {
-	return Object{User: r.text(), Hash: r.text(), Root: r.cid(), Name: r.text(), Size: r.uint(), Created: r.time()}
+	return Object{User: r.text(), Hash: r.text(), Root: r.cid(), Name: r.text(), Size: r.uint(), Used: r.time()}
 }
 
 // GetObject returns a user's object by hash, or ErrNotFound.
@@ -137,21 +149,68 @@ func (t *Tx) PutStub(s Stub) error {
 		a.text(s.User)
 		a.hash(s.Digest)
 		a.text(s.Name)
-		a.time(s.Created)
+		a.time(s.Used)
 		a.blob(s.Body)
 	})
 }
 
 func scanStub(r *row) Stub {
-	return Stub{ID: r.text(), User: r.text(), Digest: r.hash(), Name: r.text(), Created: r.time(), Body: r.blob()}
+	return Stub{ID: r.text(), User: r.text(), Digest: r.hash(), Name: r.text(), Used: r.time(), Body: r.blob()}
 }
 
 // GetStub returns a stub by ID, or ErrNotFound.
 func (t *Tx) GetStub(id string) (Stub, error) { return one(t, getStub, scanStub, "stub", id, id) }
 
-// FindStubs returns a user's stubs with a digest, oldest first.
+// FindStubs returns a user's stubs with a digest, the least recently used first.
 func (t *Tx) FindStubs(user string, digest [32]byte) ([]Stub, error) {
 	return collect(list(t, findStubs, scanStub, user, digest[:]))
+}
+
+// TouchStub notes a use of a stub; one that is not there, or was used later, stays as it is.
+func (t *Tx) TouchStub(id string, at time.Time) error {
+	_, err := t.write(touchStub, func(a *args) { a.time(at); a.text(id); a.time(at) })
+	return err
+}
+
+// TouchObject notes a use of an object; one that is not there, or was used later, stays as it is.
+func (t *Tx) TouchObject(user, hash string, at time.Time) error {
+	_, err := t.write(touchObject, func(a *args) { a.time(at); a.text(user); a.text(hash); a.time(at) })
+	return err
+}
+
+// CountStubs counts a user's stubs.
+func (t *Tx) CountStubs(user string) (int64, error) {
+	return one(t, countStubs, (*row).int, "count", user, user)
+}
+
+// CountObjects counts a user's objects.
+func (t *Tx) CountObjects(user string) (int64, error) {
+	return one(t, countObjects, (*row).int, "count", user, user)
+}
+
+// UnusedStubs returns up to limit stubs that were used last before a time and that no deployment runs, but deleted ones,
+// the least recently used first; an empty user is everybody.
+func (t *Tx) UnusedStubs(user string, before time.Time, limit int) ([]Stub, error) {
+	return collect(list(t, unusedStubs, scanStub, user, user, millis(before), int64(limit)))
+}
+
+// DropStub deletes a stub that UnusedStubs would return now, and says whether it did.
+func (t *Tx) DropStub(id string, before time.Time) (bool, error) {
+	n, err := t.write(dropStub, func(a *args) { a.text(id); a.time(before) })
+	return n > 0, err
+}
+
+// UnusedObjects returns up to limit objects that were used last before a time, the least recently used first; an empty
+// user is everybody.
+func (t *Tx) UnusedObjects(user string, before time.Time, limit int) ([]Object, error) {
+	return collect(list(t, unusedObject, scanObject, user, user, millis(before), int64(limit)))
+}
+
+// DropObject deletes an object that UnusedObjects would return now, and says whether it did; the blocks of its tree are
+// not this package's.
+func (t *Tx) DropObject(user, hash string, before time.Time) (bool, error) {
+	n, err := t.write(dropObject, func(a *args) { a.text(user); a.text(hash); a.time(before) })
+	return n > 0, err
 }
 
 // PutDeployment inserts a deployment or replaces it by ID. It returns ErrConflict when another has its user, type,

@@ -110,7 +110,8 @@ func TestQueriesUseTheirKeys(t *testing.T) {
 		for _, q := range []*query{
 			getJob, getChunk, listChunks, countChunks, getLease, liveLease, attempts, attemptsAt, getStaff, getResult, listResults, getMember, listMembers,
 			getReceipt, lastReceipt, listReceipts, getUsage, listUsage, getIdle, listIdle, getScore, getPace, listLogsAt, getVolume, getTransaction,
-			lastTransaction, listTransactions, listPostings, getBalance, getToken, refenced, newest,
+			lastTransaction, listTransactions, listPostings, getBalance, getToken, refenced, newest, touchStub,
+			findStubs, countStubs, countObjects, touchObject, dropStub, dropObject, getCall, callsOfJob,
 		} {
 			for r, err := range tx.rows(&query{"EXPLAIN QUERY PLAN " + q.sql}, make([]driver.Value, 16)...) {
 				if err != nil {
@@ -133,7 +134,7 @@ func allowed(q *query, plan string) bool {
 	switch q {
 	case lastTransaction, newest: // from the end of an index to a limit
 		return strings.HasPrefix(plan, "SCAN")
-	case attemptsAt, listLogsAt: // the attempts at one chunk
+	case attemptsAt, listLogsAt, findStubs: // the attempts at one chunk, the stubs of one request
 		return strings.Contains(plan, "ORDER BY")
 	}
 	return false
