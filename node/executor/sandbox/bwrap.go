@@ -214,6 +214,7 @@ func (s *boxSpec) bwrapArgs(binds []bind, options []string, soft bool) ([]string
 			List:  []string{"/"},
 		},
 		OpenFiles: uint64(s.Limits.OpenFiles),
+		FileSize:  uint64(s.Limits.Disk), // behind the watch of the disk: what no look at the files sees is no larger, each
 		// -I: no environment, no directory of the user's; nothing of the working directory.
 		Command: []string{s.Python, "-I", insideRunner + "/runner.py"},
 	}

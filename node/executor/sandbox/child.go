@@ -295,16 +295,9 @@ func (s *shim) mute(c *child, err error) {
 
 // soft counts processor time and memory of all processes of the sandbox by /proc, for there is no cgroup.
 func (c *child) soft() (cpu time.Duration, resident int64) {
-	queue := []int{int(c.pid.Load())}
-	if queue[0] == 0 {
-		return 0, 0
-	}
-	for seen := 0; len(queue) > 0 && seen < 4096; seen++ {
-		pid := queue[0]
-		queue = queue[1:]
+	for _, pid := range c.tree() {
 		t, r := processUse(pid)
 		cpu, resident = cpu+t, resident+r
-		queue = append(queue, childrenOf(pid)...)
 	}
 	return cpu, resident
 }

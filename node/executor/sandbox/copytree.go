@@ -90,35 +90,6 @@ func removeTree(dir string) error {
 	return nil
 }
 
-// entryBytes is what a file counts at least, for inodes run out, too.
-const entryBytes = 4096
-
-// treeSize is what the files below directories take on the disk, in bytes. What runs there may change them at the same
-// time: nothing is followed out of a directory, and files that go meanwhile are no error.
-func treeSize(dirs ...string) (size int64) {
-	for _, dir := range dirs {
-		root, err := os.OpenRoot(dir)
-		if err != nil {
-			continue
-		}
-		_ = fs.WalkDir(root.FS(), ".", func(_ string, d fs.DirEntry, err error) error {
-			if err != nil {
-				return nil
-			}
-			used := int64(entryBytes)
-			if info, err := d.Info(); err == nil {
-				if st, ok := info.Sys().(*syscall.Stat_t); ok {
-					used = max(used, st.Blocks*512)
-				}
-			}
-			size += used
-			return nil
-		})
-		_ = root.Close()
-	}
-	return size
-}
-
 // stampOf is what tells a file from an earlier state of it.
 func stampOf(info fs.FileInfo) stamp {
 	s := stamp{size: info.Size(), changed: info.ModTime()}

@@ -19,9 +19,10 @@ const initPrefix = "gridbeam sandbox-init: "
 type initOrder struct {
 	// Land is what may be reached.
 	Land landRules `json:"land"`
-	// OpenFiles and Processes are rlimits; Processes 0 leaves them.
+	// OpenFiles, Processes and FileSize, in bytes, are rlimits; 0 leaves them.
 	OpenFiles uint64 `json:"open_files"`
 	Processes uint64 `json:"processes"`
+	FileSize  uint64 `json:"file_size"`
 	// Command is what it becomes; its first element is a path.
 	Command []string `json:"command"`
 }
@@ -43,7 +44,7 @@ func RunInit(args []string) error {
 	for _, limit := range []struct {
 		what int
 		most uint64
-	}{{unix.RLIMIT_NOFILE, order.OpenFiles}, {unix.RLIMIT_NPROC, order.Processes}, {unix.RLIMIT_CORE, 0}} {
+	}{{unix.RLIMIT_NOFILE, order.OpenFiles}, {unix.RLIMIT_NPROC, order.Processes}, {unix.RLIMIT_FSIZE, order.FileSize}, {unix.RLIMIT_CORE, 0}} {
 		if limit.most == 0 && limit.what != unix.RLIMIT_CORE {
 			continue
 		}

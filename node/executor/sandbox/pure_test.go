@@ -91,7 +91,11 @@ func TestSeccompAnswersEachNumber(t *testing.T) {
 		"read":                 {ask(auditArch, unix.SYS_READ), allow},
 		"another architecture": {ask(auditArch^1, unix.SYS_READ), unix.SECCOMP_RET_KILL_PROCESS},
 		"clone3":               {ask(auditArch, unix.SYS_CLONE3), unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
-		"a thread":             {ask(auditArch, unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_THREAD), allow},
+		"a thread":             {ask(auditArch, unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_FILES|unix.CLONE_THREAD), allow},
+		"a fork":               {ask(auditArch, unix.SYS_CLONE, uint32(unix.SIGCHLD)), allow},
+		"descriptors apart":    {ask(auditArch, unix.SYS_CLONE, unix.CLONE_VM|unix.CLONE_THREAD), perm},
+		"closing":              {ask(auditArch, unix.SYS_CLOSE_RANGE, 3, 9, unix.CLOSE_RANGE_CLOEXEC), allow},
+		"closing apart":        {ask(auditArch, unix.SYS_CLOSE_RANGE, 3, 9, unix.CLOSE_RANGE_UNSHARE), perm},
 		"a user namespace":     {ask(auditArch, unix.SYS_CLONE, unix.CLONE_NEWUSER), perm},
 		"a mount namespace":    {ask(auditArch, unix.SYS_CLONE, unix.CLONE_NEWNS|unix.CLONE_VM), perm},
 		"a unix socket":        {ask(auditArch, unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC), allow},
@@ -107,7 +111,7 @@ func TestSeccompAnswersEachNumber(t *testing.T) {
 			t.Errorf("%s: the answer is %#x, want %#x", name, c.got, c.want)
 		}
 	}
-	allowed := map[uint32]bool{unix.SYS_CLONE: true, unix.SYS_IOCTL: true, unix.SYS_PERSONALITY: true}
+	allowed := map[uint32]bool{unix.SYS_CLONE: true, unix.SYS_CLOSE_RANGE: true, unix.SYS_IOCTL: true, unix.SYS_PERSONALITY: true}
 	for _, n := range append(append([]uint32{}, bothArchs...), thisArch...) {
 		allowed[n] = true
 	}

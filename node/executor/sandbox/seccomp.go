@@ -57,7 +57,7 @@ var bothArchs = []uint32{
 	unix.SYS_GET_ROBUST_LIST, unix.SYS_SPLICE, unix.SYS_TEE, unix.SYS_VMSPLICE, unix.SYS_UTIMENSAT, unix.SYS_TIMERFD_CREATE, unix.SYS_TIMERFD_SETTIME,
 	unix.SYS_TIMERFD_GETTIME, unix.SYS_SIGNALFD4, unix.SYS_EVENTFD2, unix.SYS_PIPE2, unix.SYS_FALLOCATE, unix.SYS_GETCPU, unix.SYS_SECCOMP,
 	unix.SYS_GETRANDOM, unix.SYS_MEMFD_CREATE, unix.SYS_MEMBARRIER, unix.SYS_COPY_FILE_RANGE, unix.SYS_PKEY_MPROTECT, unix.SYS_PKEY_ALLOC,
-	unix.SYS_PKEY_FREE, unix.SYS_STATX, unix.SYS_RSEQ, unix.SYS_PIDFD_OPEN, unix.SYS_PIDFD_SEND_SIGNAL, unix.SYS_CLOSE_RANGE, unix.SYS_CACHESTAT,
+	unix.SYS_PKEY_FREE, unix.SYS_STATX, unix.SYS_RSEQ, unix.SYS_PIDFD_OPEN, unix.SYS_PIDFD_SEND_SIGNAL, unix.SYS_CACHESTAT,
 	unix.SYS_LANDLOCK_CREATE_RULESET, unix.SYS_LANDLOCK_ADD_RULE, unix.SYS_LANDLOCK_RESTRICT_SELF, unix.SYS_IO_SETUP, unix.SYS_IO_DESTROY,
 	unix.SYS_IO_SUBMIT, unix.SYS_IO_CANCEL, unix.SYS_IO_GETEVENTS, unix.SYS_IO_PGETEVENTS,
 }
@@ -95,7 +95,10 @@ func seccompFilter() []unix.SockFilter {
 	}
 	// glibc falls back to clone, whose flags can be looked at; those of clone3 lie in memory.
 	special(unix.SYS_CLONE3, answerNosys)
-	special(unix.SYS_CLONE, arg(0), unless(unix.BPF_JSET, namespaces, 1), answerPerm, answerAllow)
+	// Threads share their descriptors: with some of its own one could hide files from who counts them by the process.
+	special(unix.SYS_CLONE, arg(0), unless(unix.BPF_JSET, namespaces, 1), answerPerm,
+		when(unix.BPF_JSET, unix.CLONE_FILES, 2), unless(unix.BPF_JSET, unix.CLONE_THREAD, 1), answerPerm, answerAllow)
+	special(unix.SYS_CLOSE_RANGE, arg(2), unless(unix.BPF_JSET, unix.CLOSE_RANGE_UNSHARE, 1), answerPerm, answerAllow)
 	special(unix.SYS_SOCKET, arg(0),
 		when(unix.BPF_JEQ, unix.AF_UNIX, 3), when(unix.BPF_JEQ, unix.AF_INET, 2), when(unix.BPF_JEQ, unix.AF_INET6, 1), answerPerm,
 		arg(1), unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: 0xf}, // the rest are flags

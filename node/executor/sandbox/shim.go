@@ -125,6 +125,7 @@ func (s *shim) run(ctx context.Context, l net.Listener) error {
 	defer s.idle.Stop()
 	s.all.Go(func() { s.accept(l) })
 	s.all.Go(s.watch)
+	s.all.Go(s.watchDisk)
 	s.all.Go(func() {
 		err := s.failed()
 		if err == nil {
@@ -204,28 +205,17 @@ func (s *shim) count(by int) {
 	}
 }
 
-// watch looks at the sandbox while it lives: what it uses, what its files take.
+// watch looks at what the sandbox uses while it lives.
 func (s *shim) watch() {
 	tick := time.NewTicker(usageEvery)
 	defer tick.Stop()
-	var looked time.Time
 	for {
 		select {
 		case <-tick.C:
 		case <-s.over:
 			return
 		}
-		busy := false
-		s.do(func() { busy = s.cur != nil && s.child != nil; s.measure(); s.watchIdle() })
-		if busy && time.Since(looked) >= diskEvery {
-			looked = time.Now()
-			used := treeSize(s.ownTrees()...)
-			s.do(func() {
-				if used > s.spec.Limits.Disk {
-					s.breach(protocol.ReasonDiskFull, fmt.Sprintf("its files take %d bytes of disk, the limit is %d", used, s.spec.Limits.Disk))
-				}
-			})
-		}
+		s.do(func() { s.measure(); s.watchIdle() })
 	}
 }
 
@@ -238,17 +228,6 @@ func (s *shim) watchIdle() {
 		s.log.Warn("a sandbox computes without a lease and is ended", "cpu", used)
 		s.retire()
 	}
-}
-
-// ownTrees are the directories that the code can write on the host's disk.
-func (s *shim) ownTrees() []string {
-	dirs := []string{filepath.Join(s.dir, codeName)}
-	for i, m := range s.spec.Mounts {
-		if !m.ReadOnly {
-			dirs = append(dirs, filepath.Join(s.dir, writableName(i)))
-		}
-	}
-	return dirs
 }
 
 // measure brings the usage up to date, and is the watchdog of memory where there are no cgroups.
