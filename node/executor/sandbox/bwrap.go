@@ -200,7 +200,10 @@ func (s *boxSpec) bwrapArgs(binds []bind, options []string, soft bool) ([]string
 		"--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--disable-userns",
 		"--die-with-parent", "--new-session", "--hostname", "gridbeam", "--uid", strconv.Itoa(insideID), "--gid", strconv.Itoa(insideID),
 		"--info-fd", "4", "--clearenv", "--cap-drop", "ALL",
-		"--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--size", size, "--tmpfs", "/tmp",
+		"--proc", "/proc", "--dev", "/dev",
+	}
+	for _, place := range scratchPlaces {
+		args = append(args, "--size", size, "--tmpfs", place)
 	}
 	for _, b := range binds {
 		args = append(args, b.option, b.from, b.to)
@@ -209,7 +212,7 @@ func (s *boxSpec) bwrapArgs(binds []bind, options []string, soft bool) ([]string
 	order := initOrder{
 		Land: landRules{
 			Read:  []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/proc", insideRunner},
-			Write: []string{"/tmp", "/dev/shm", insideCode},
+			Write: append(slices.Clone(scratchPlaces), insideCode),
 			Files: []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"},
 			List:  []string{"/"},
 		},
@@ -219,7 +222,7 @@ func (s *boxSpec) bwrapArgs(binds []bind, options []string, soft bool) ([]string
 		Command: []string{s.Python, "-I", insideRunner + "/runner.py"},
 	}
 	if soft {
-		order.Processes = uint64(s.Limits.Processes)
+		order.Processes, order.NoSysV = uint64(s.Limits.Processes), true
 	}
 	for _, m := range s.Mounts {
 		if m.ReadOnly {

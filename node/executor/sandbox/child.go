@@ -293,36 +293,29 @@ func (s *shim) mute(c *child, err error) {
 	}
 }
 
-// soft counts processor time and memory of all processes of the sandbox by /proc, for there is no cgroup.
-func (c *child) soft() (cpu time.Duration, resident int64) {
-	for _, pid := range c.tree() {
-		t, r := processUse(pid)
-		cpu, resident = cpu+t, resident+r
+// cpu is the processor time of all processes of the sandbox by /proc, for where there is no cgroup.
+func (c *child) cpu() (cpu time.Duration) {
+	pids, _ := c.tree()
+	for _, pid := range pids {
+		cpu += processCPU(pid)
 	}
-	return cpu, resident
+	return cpu
 }
 
-// processUse reads the processor time of a process and its dead children, and its own memory with its share of what it
-// shares.
-func processUse(pid int) (cpu time.Duration, resident int64) {
+// processCPU reads the processor time of a process and its dead children.
+func processCPU(pid int) (cpu time.Duration) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, 0
+		return 0
 	}
 	f := strings.Fields(string(b)[strings.LastIndexByte(string(b), ')')+1:])
 	if len(f) < 22 {
-		return 0, 0
+		return 0
 	}
 	const tick = time.Second / 100 // USER_HZ
 	for _, i := range []int{11, 12, 13, 14} {
 		n, _ := strconv.ParseInt(f[i], 10, 64)
 		cpu += time.Duration(n) * tick
 	}
-	m, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
-	if words := strings.Fields(string(m)); len(words) > 2 {
-		all, _ := strconv.ParseInt(words[1], 10, 64)
-		shared, _ := strconv.ParseInt(words[2], 10, 64)
-		resident = (all - shared) * int64(os.Getpagesize())
-	}
-	return cpu, resident
+	return cpu
 }

@@ -22,20 +22,24 @@ func (c *child) processes(g *group) []int {
 	if g.mode != "soft" {
 		return processesOf(g.dir("pids"))
 	}
-	return c.tree()
+	pids, _ := c.tree()
+	return pids
 }
 
-// tree lists the sandbox's first process and all below it. What loses its parent becomes a child of the first.
-func (c *child) tree() (pids []int) {
+// tree lists the sandbox's first process and all below it, each with its parent. What loses its parent becomes a child of
+// the first.
+func (c *child) tree() (pids, parents []int) {
 	first := int(c.pid.Load())
 	if first == 0 {
-		return nil
+		return nil, nil
 	}
-	pids = []int{first}
+	pids, parents = []int{first}, []int{0}
 	for i := 0; i < len(pids) && len(pids) < maxProcesses; i++ {
-		pids = append(pids, childrenOf(pids[i])...)
+		for _, pid := range childrenOf(pids[i]) {
+			pids, parents = append(pids, pid), append(parents, pids[i])
+		}
 	}
-	return pids
+	return pids, parents
 }
 
 // heldSize is what files without a name take on some devices: who has them open or mapped can still write to them. It fails

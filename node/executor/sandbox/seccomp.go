@@ -86,8 +86,9 @@ func when(compare uint16, k uint32, then int) unix.SockFilter {
 	return unix.SockFilter{Code: unix.BPF_JMP | compare | unix.BPF_K, K: k, Jt: uint8(then)}
 }
 
-// seccompFilter is the whole filter for this architecture, as classic BPF.
-func seccompFilter() []unix.SockFilter {
+// seccompFilter is the whole filter for this architecture, as classic BPF. With noSysV the memory that System V's calls keep
+// without any process is refused.
+func seccompFilter(noSysV bool) []unix.SockFilter {
 	f := []unix.SockFilter{load(dataArch), when(unix.BPF_JEQ, auditArch, 1), answerKill, load(dataNumber)}
 	f = append(f, firstChecks...)
 	special := func(number uint32, body ...unix.SockFilter) { // each body ends in an answer
@@ -106,6 +107,10 @@ func seccompFilter() []unix.SockFilter {
 	// Input pushed into a terminal is read by who owns it.
 	special(unix.SYS_IOCTL, arg(1), when(unix.BPF_JEQ, unix.TIOCSTI, 2), when(unix.BPF_JEQ, unix.TIOCLINUX, 1), answerAllow, answerPerm)
 	special(unix.SYS_PERSONALITY, arg(0), when(unix.BPF_JEQ, 0, 2), when(unix.BPF_JEQ, 0xffffffff, 1), answerPerm, answerAllow)
+	if noSysV {
+		special(unix.SYS_SHMGET, answerPerm)
+		special(unix.SYS_MSGGET, answerPerm)
+	}
 	for _, r := range spans(append(slices.Clone(bothArchs), thisArch...)) {
 		f = append(f, unless(unix.BPF_JGE, r[0], 2), when(unix.BPF_JGT, r[1], 1), answerAllow)
 	}
@@ -126,8 +131,8 @@ func spans(numbers []uint32) (out [][2]uint32) {
 }
 
 // setSeccomp puts the calling thread under the filter. It needs no_new_privs.
-func setSeccomp() error {
-	filter := seccompFilter()
+func setSeccomp(noSysV bool) error {
+	filter := seccompFilter(noSysV)
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog))); errno != 0 {
 		return fmt.Errorf("setting the seccomp filter: %w", errno)

@@ -126,6 +126,9 @@ func (s *shim) run(ctx context.Context, l net.Listener) error {
 	s.all.Go(func() { s.accept(l) })
 	s.all.Go(s.watch)
 	s.all.Go(s.watchDisk)
+	if s.group.mode == "soft" {
+		s.all.Go(s.watchMemory)
+	}
 	s.all.Go(func() {
 		err := s.failed()
 		if err == nil {
@@ -230,19 +233,14 @@ func (s *shim) watchIdle() {
 	}
 }
 
-// measure brings the usage up to date, and is the watchdog of memory where there are no cgroups.
+// measure brings the usage up to date. Without cgroups watchMemory looks at the memory.
 func (s *shim) measure() {
 	w := s.cur
 	if w == nil || s.child == nil {
 		return
 	}
 	if s.group.mode == "soft" {
-		cpu, resident := s.child.soft()
-		w.peak = max(w.peak, resident)
-		if resident > s.spec.Limits.Memory {
-			s.breach(protocol.ReasonOOM, fmt.Sprintf("its processes have %d bytes of memory, the limit is %d", resident, s.spec.Limits.Memory))
-		}
-		s.tellUsage(w, max(cpu-w.cpu0, 0))
+		s.tellUsage(w, max(s.child.cpu()-w.cpu0, 0))
 		return
 	}
 	w.peak = max(w.peak, s.group.peak())
@@ -262,8 +260,7 @@ func (s *shim) cpuNow() time.Duration {
 		if s.child == nil {
 			return 0
 		}
-		cpu, _ := s.child.soft()
-		return cpu
+		return s.child.cpu()
 	}
 	return s.group.cpu()
 }

@@ -44,7 +44,7 @@ func TestAllOfItAsAnOrdinaryUser(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), binary, "-test.timeout=120s", "-test.v", "-test.skip=OrdinaryUser")
+	cmd := exec.CommandContext(t.Context(), binary, "-test.timeout=300s", "-test.v", "-test.skip=OrdinaryUser")
 	cmd.Dir, cmd.Env = dir, []string{"TMPDIR=" + dir, "HOME=" + dir, "PATH=/usr/bin:/bin"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: ordinaryUser, Gid: ordinaryUser}}
 	out, err := cmd.CombinedOutput()
