@@ -439,7 +439,7 @@ func (p *filterParser) resolve(t FilterTerm, v FilterValue) (FilterValue, error)
 	case KindModel:
 		set, err := ResolveGPU(text)
 		if err != nil {
-			return v, p.fail("unknown GPU name", nearest(text, GPUAliases(), 3)...)
+			return v, p.fail("unknown GPU name", nearestGPUs(text)...)
 		}
 		v.GPU, v.Text = set, set.Alias
 	case KindPlace:

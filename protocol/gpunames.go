@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -223,8 +224,7 @@ var gpuByRaw = func() map[string]gpuModel {
 // NameGPU turns a driver's product name and the reported memory in bytes (0 = unknown) into a slug. A name
 // that is not in the table gets a mechanical slug and Known = false; the caller keeps the raw name beside it.
 func NameGPU(raw string, vramBytes uint64) GPUName {
-	key := strings.Join(strings.Fields(strings.ToLower(raw)), " ")
-	key = strings.TrimPrefix(key, "nvidia ")
+	key := rawKey(raw)
 	gb := NominalGB(vramBytes)
 	row, known := gpuByRaw[key]
 	if !known {
@@ -237,6 +237,11 @@ func NameGPU(raw string, vramBytes uint64) GPUName {
 		gb = row.sizes[0]
 	}
 	return GPUName{Slug: row.slug(gb), Known: true, NominalGB: gb, Form: row.form}
+}
+
+// rawKey is a driver's name as gpuByRaw spells it.
+func rawKey(raw string) string {
+	return strings.TrimPrefix(strings.Join(strings.Fields(strings.ToLower(raw)), " "), "nvidia ")
 }
 
 var (
@@ -340,6 +345,11 @@ type aliasSet struct {
 	beam  bool // one of Beam's own names
 }
 
+// hasAll says whether every size of a card belongs to the alias.
+func (a *aliasSet) hasAll(row gpuModel) bool {
+	return !slices.ContainsFunc(row.sizes, func(gb int) bool { return !slices.Contains(a.slugs, row.slug(gb)) })
+}
+
 // aliasSets are all aliases, longest normalised name first, so that the most specific one is found first.
 var aliasSets = func() []aliasSet {
 	var out []aliasSet
@@ -428,8 +438,9 @@ func (s GPUSet) Has(slug string) bool {
 }
 
 // ResolveGPU finds the set of model slugs that a requested name means: a slug means itself, other names are
-// normalised as Beam does and matched to the most specific alias that they contain. It returns ErrUnknownGPU
-// with the three nearest aliases.
+// normalised as Beam does and matched to the most specific alias that they contain as words of its own: where Beam
+// reads H1000 as an H100, this is an error, as is all else that means nothing. It returns ErrUnknownGPU with the
+// three nearest aliases.
 func ResolveGPU(request string) (GPUSet, error) {
 	if len(request) > 2*MaxModel {
 		return GPUSet{}, fmt.Errorf("%w: the name has %d bytes, at most %d fit", ErrUnknownGPU, len(request), 2*MaxModel)
@@ -442,20 +453,52 @@ func ResolveGPU(request string) (GPUSet, error) {
 		return GPUSet{Alias: AnyGPU, Any: true}, nil
 	}
 	for _, sized := range []struct{ chip, size, alias string }{{"A100", "80G", "A100-80"}, {"A100", "40G", "A100-40"}, {"V100", "32G", "V100-32"}} {
-		if strings.Contains(norm, sized.chip) && strings.Contains(norm, sized.size) {
+		if namesGPU(request, sized.chip) && strings.Contains(norm, sized.size) {
 			norm = normaliseGPU(sized.alias)
 			break
 		}
 	}
-	for _, a := range aliasSets {
-		// Two letters (A2, L2, P4) stand in too many other names to be looked for inside one.
-		found := strings.Contains(norm, a.norm) && (len(a.norm) > 2 || a.beam) || norm == a.norm
-		if a.name != AnyGPU && found {
+	for _, a := range aliasSets { // a driver's own name means its card, whatever else it contains
+		if row, ok := gpuByRaw[rawKey(request)]; ok && norm == normaliseGPU(request) && a.hasAll(row) {
 			return GPUSet{Alias: a.name, Slugs: a.slugs}, nil
 		}
 	}
-	near := nearest(request, GPUAliases(), 3)
-	return GPUSet{}, fmt.Errorf("%w %q; nearest: %s", ErrUnknownGPU, request, strings.Join(near, ", "))
+	for _, a := range aliasSets {
+		if a.name != AnyGPU && (norm == a.norm || namesGPU(request, a.norm)) {
+			return GPUSet{Alias: a.name, Slugs: a.slugs}, nil
+		}
+	}
+	return GPUSet{}, fmt.Errorf("%w %q; nearest: %s", ErrUnknownGPU, request, strings.Join(nearestGPUs(request), ", "))
+}
+
+// nearestGPUs are the three aliases that a name that is none may have meant.
+func nearestGPUs(request string) []string {
+	return nearest(cmp.Or(normaliseGPU(request), request), GPUAliases(), 3)
+}
+
+// gpuSuffix is what may follow a chip's name in one word: the form, the size, the kind of memory, as in A100SXM480GB.
+var gpuSuffix = regexp.MustCompile(`^(PCIE|SXM[0-9]?|NVL|HBM[0-9]E?|[1-9][0-9]{1,2}GB?)*$`)
+
+// namesGPU says whether a requested text names a normalised alias: one or more of its words in a row are the alias, but for
+// a leading RTX, GTX or vendor's word, and a suffix of form or size. An alias inside a longer word is another name.
+func namesGPU(request, alias string) bool {
+	words := splitName.Split(strings.ToLower(request), -1)
+	for from := range words {
+		joined := ""
+		for _, w := range words[from:] {
+			if joined += normaliseGPU(w); len(joined) > 2*MaxModel {
+				break
+			}
+			rest, ok := strings.CutPrefix(joined, alias)
+			if !ok {
+				rest, ok = strings.CutPrefix(strings.TrimPrefix(strings.TrimPrefix(joined, "RTX"), "GTX"), alias)
+			}
+			if ok && gpuSuffix.MatchString(rest) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func hasVendor(slug string) bool {

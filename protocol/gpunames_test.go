@@ -159,6 +159,14 @@ func TestRequestedNamesNormaliseAsBeamDoes(t *testing.T) {
 		{"nvidia-h100-80gb-sxm", "nvidia-h100-80gb-sxm"},
 		{"T400", "T400"},
 		{"a2", "A2"},
+		{"A100SXM480GB", "A100-80"},
+		{"A10080GB", "A100-80"},
+		{"H100SXM5", "H100"},
+		{"H10080GB", "H100"},
+		{"RTXA6000", "A6000"},
+		{"NVIDIA A100X", "A100"},
+		{"NVIDIA H20-3e", "H20"},
+		{"2 x H100", "H100"},
 	} {
 		got, err := ResolveGPU(c.request)
 		if err != nil || got.Alias != c.alias {
@@ -186,6 +194,37 @@ func TestUnknownRequestNamesTheNearest(t *testing.T) {
 	_, err := ResolveGPU("H10")
 	if err == nil || !strings.Contains(err.Error(), "H100") {
 		t.Errorf("nearest of H10: %v", err)
+	}
+}
+
+// TestAliasInsideALongerWordIsNoName: a typo must not become a GPU that nobody asked for.
+func TestAliasInsideALongerWordIsNoName(t *testing.T) {
+	for request, nearest := range map[string]string{
+		"H1000": "H100", "nvidia h1000": "H100", "A1000": "A100", "A100000-80": "A100", "RTX40900": "RTX4090",
+		"H2000": "H200", "GB2000": "GB200", "XH100": "H100", "T40": "T4", "A1OO": "A10", "H100SXM55": "H100",
+	} {
+		set, err := ResolveGPU(request)
+		if !errors.Is(err, ErrUnknownGPU) || !strings.Contains(err.Error(), nearest) {
+			t.Errorf("ResolveGPU(%q) = %q, %v; want an error that names %s", request, set.Alias, err, nearest)
+		}
+		if _, err := ParseFilter(`gpu.model == "` + request + `"`); err == nil || !strings.Contains(err.Error(), nearest) {
+			t.Errorf("the filter with %q: %v, want an error that names %s", request, err, nearest)
+		}
+	}
+}
+
+func TestEveryDriversNameMayBeAskedFor(t *testing.T) {
+	for raw, row := range gpuByRaw {
+		for _, request := range []string{raw, "NVIDIA " + raw, strings.ToUpper(raw)} {
+			set, err := ResolveGPU(request)
+			if err != nil {
+				t.Errorf("ResolveGPU(%q): %v", request, err)
+				continue
+			}
+			if !slices.ContainsFunc(row.sizes, func(gb int) bool { return set.Has(row.slug(gb)) }) {
+				t.Errorf("ResolveGPU(%q) = %s, %v: none of the card's slugs", request, set.Alias, set.Slugs)
+			}
+		}
 	}
 }
 
