@@ -193,8 +193,8 @@ func groupOf(i int, g *pb.GpuGroup, bench *pb.Benchmark) group {
 	if v, ok := protocol.ParseVersion(g.GetDriver()); ok {
 		r.driver = versionOf(v)
 	}
-	if g.Cuda != nil { // NVML's form: 12040 is 12.4
-		r.cuda = versionOf([]uint32{g.GetCuda() / 1000, g.GetCuda() % 1000 / 10})
+	if major, minor, ok := protocol.CUDAVersion(g.GetCuda()); ok {
+		r.cuda = versionOf([]uint32{major, minor})
 	}
 	r.mig = truthOf(g.GetMigProfile() != "")
 	if g.Ecc != nil {

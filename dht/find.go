@@ -81,7 +81,9 @@ type ClauseCount struct {
 	Text string
 	// Implied clauses were added, not written.
 	Implied bool
-	// RemovedAlone counts the nodes that would match but for this clause.
+	// Removed counts the nodes that this clause rejects, whatever the others say: of the population it leaves the rest.
+	Removed int
+	// RemovedAlone counts the nodes among them that would match but for this clause.
 	RemovedAlone int
 	// Left counts the nodes that this clause and all before it leave.
 	Left int
@@ -136,19 +138,41 @@ func newAsking(query Query, now time.Time, forAnother bool) *asking {
 	if !query.Literal {
 		f, _ = f.WithImplied()
 	}
-	all := slices.Clone(f.Clauses())
-	if !query.Explain { // what calls the asker back comes last
-		slices.SortStableFunc(all, func(a, b protocol.FilterNode) int { return cmp.Compare(btoi(askersOwn(a)), btoi(askersOwn(b))) })
+	type part struct {
+		of      protocol.FilterNode
+		implied bool
 	}
-	for i, c := range all {
+	var all []part
+	for i, c := range f.Clauses() {
+		all = append(all, part{c, i >= written})
+	}
+	if !query.Explain { // what calls the asker back comes last
+		slices.SortStableFunc(all, func(a, b part) int { return cmp.Compare(btoi(askersOwn(a.of)), btoi(askersOwn(b.of))) })
+	}
+	for _, c := range all {
 		keep := yes
-		if (forAnother || query.maybe) && askersOwn(c) {
+		switch {
+		case (forAnother || query.maybe) && askersOwn(c.of):
+			keep = unknown
+		case c.implied && isMIG(c.of): // a node without GPUs has no slices: what was written decides about it
 			keep = unknown
 		}
-		q.parts, q.clauses, q.keeps = append(q.parts, c), append(q.clauses, compile(c)), append(q.keeps, keep)
-		q.texts = append(q.texts, ClauseCount{Text: c.String(), Implied: i >= written})
+		q.parts, q.clauses, q.keeps = append(q.parts, c.of), append(q.clauses, compile(c.of)), append(q.keeps, keep)
+		q.texts = append(q.texts, ClauseCount{Text: c.of.String(), Implied: c.implied})
 	}
 	return q
+}
+
+// isMIG says whether a clause is about MIG slices alone.
+func isMIG(n protocol.FilterNode) bool {
+	switch n := n.(type) {
+	case *protocol.FilterNot:
+		return isMIG(n.Of)
+	case *protocol.FilterCompare:
+		return n.Term.Field == protocol.FieldGPUMIG
+	default:
+		return false
+	}
 }
 
 func btoi(b bool) int {
@@ -189,6 +213,7 @@ type verdict struct {
 	matched bool
 	reached int // clauses passed by the row that came furthest
 	alone   []int
+	passed  []bool // by clause: some row passes it; only for an explanation
 }
 
 func (l *look) judge(n *node) verdict {
@@ -200,10 +225,16 @@ func (l *look) judge(n *node) verdict {
 	case !l.byGroup:
 		groups = groups[:1] // no clause looks at a group
 	}
+	if l.Explain {
+		v.passed = make([]bool, len(l.clauses))
+	}
 	for i := range groups {
 		failed, first, last := 0, len(l.clauses), 0
 		for k, clause := range l.clauses {
 			if clause(n, &groups[i], l) >= l.keeps[k] {
+				if l.Explain {
+					v.passed[k] = true
+				}
 				continue
 			}
 			failed, first, last = failed+1, min(first, k), k
@@ -316,6 +347,11 @@ func (q *asking) match(x *replica) ([]hit, Explanation) {
 func (l *look) count(v verdict) {
 	for k := range v.reached {
 		l.texts[k].Left++
+	}
+	for k, passed := range v.passed {
+		if !passed {
+			l.texts[k].Removed++
+		}
 	}
 	if v.matched {
 		return

@@ -465,9 +465,17 @@ func TestFindEqualsBruteForceForAnyFilter(t *testing.T) {
 		if !q.Literal {
 			asked, _ = f.WithImplied()
 		}
+		bare := f // what is asked of a node without GPUs, which has no slices to leave out
+		if !q.Literal && !f.Mentions(protocol.FieldNodeState) {
+			bare = parsed(t, "("+f.String()+`) && node.state in ["READY", "BUSY"]`)
+		}
 		want := map[peer.ID][]int{}
 		for _, e := range all {
-			if match, groups := (oracle{q: &q, now: epoch, e: e}).groups(asked); match {
+			of := asked
+			if len(e.record.cap.GetGpus()) == 0 {
+				of = bare
+			}
+			if match, groups := (oracle{q: &q, now: epoch, e: e}).groups(of); match {
 				if !f.MentionsGPU() {
 					groups = nil
 				}
@@ -515,13 +523,49 @@ func TestExplanationCountsWhatEachClauseRemoves(t *testing.T) {
 	}
 	_, ex := newAsking(Query{Filter: f, Explain: true}, epoch, false).run(x)
 	want := []ClauseCount{
-		{"cpu.cores >= 4", false, 1, 3},
-		{"gpu.vram_gb >= 20", false, 1, 2},
-		{"!gpu.mig", true, 0, 2},
-		{`node.state in ["READY", "BUSY"]`, true, 1, 1},
+		{"cpu.cores >= 4", false, 2, 1, 3},
+		{"gpu.vram_gb >= 20", false, 2, 1, 2},
+		{"!gpu.mig", true, 0, 0, 2},
+		{`node.state in ["READY", "BUSY"]`, true, 1, 1, 1},
 	}
 	if !slices.Equal(ex.Clauses, want) || ex.Matched != 1 || ex.Population != 5 {
 		t.Errorf("explanation %+v", ex)
+	}
+}
+
+// TestExplanationOfNoMatchNamesTheClauseThatDidIt: a node without GPUs has no gpu.count, so the clause rejects all, and
+// the implied clause about slices is not to blame.
+func TestExplanationOfNoMatchNamesTheClauseThatDidIt(t *testing.T) {
+	x := newReplica(10)
+	for n := range 3 {
+		id := identityOf(t, n).id
+		var gpus []*pb.GpuGroup
+		if n == 0 {
+			gpus = append(gpus, gpu("nvidia-l4-24gb", 2, 22.5))
+		}
+		rec := &record{raw: fmt.Appendf(nil, "%d", n), peer: id, cap: machine(id, 1, epoch, gpus...)}
+		rec.digest = digestOf(rec.raw)
+		x.putRecord(rec, epoch)
+		x.putBeat(&beat{peer: id, av: heartbeat(id, 1, epoch, rec.raw, ready)}, 0, epoch)
+	}
+	for where, want := range map[string][]ClauseCount{
+		`gpu.count == 0`:                 {{`gpu.count == 0`, false, 3, 3, 0}, {"!gpu.mig", true, 0, 0, 0}, {`node.state in ["READY", "BUSY"]`, true, 0, 0, 0}},
+		`gpu.count == 0 && gpu.free > 9`: {{`gpu.count == 0`, false, 3, 0, 0}, {"gpu.free > 9", false, 3, 0, 0}, {"!gpu.mig", true, 0, 0, 0}, {`node.state in ["READY", "BUSY"]`, true, 0, 0, 0}},
+		`gpus.count == 0`:                {{`gpus.count == 0`, false, 1, 1, 2}, {`node.state in ["READY", "BUSY"]`, true, 0, 0, 2}},
+		`gpu.count > 1 || cpu.cores > 1`: {{`gpu.count > 1 || cpu.cores > 1`, false, 0, 0, 3}, {"!gpu.mig", true, 0, 0, 3}, {`node.state in ["READY", "BUSY"]`, true, 0, 0, 3}},
+	} {
+		_, ex := newAsking(Query{Filter: parsed(t, where), Explain: true}, epoch, false).run(x)
+		if !slices.Equal(ex.Clauses, want) {
+			t.Errorf("%s: explanation %+v, want %+v", where, ex.Clauses, want)
+		}
+		for i, c := range ex.Clauses {
+			if c.Left > ex.Population-c.Removed || c.RemovedAlone > c.Removed || i == 0 && c.Left != ex.Population-c.Removed {
+				t.Errorf("%s: of %d nodes %+v contradicts itself", where, ex.Population, c)
+			}
+		}
+		if last := ex.Clauses[len(ex.Clauses)-1].Left; last != ex.Matched {
+			t.Errorf("%s: %d are left of %d that match", where, last, ex.Matched)
+		}
 	}
 }
 

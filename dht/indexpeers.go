@@ -117,7 +117,8 @@ func (d *Directory) united(query Query, found *replica, ex Explanation, answers 
 			ex.Clauses = nil
 			for _, c := range a.clauses[:min(len(a.clauses), 2*protocol.MaxFilterNodes)] {
 				ex.Clauses = append(ex.Clauses, ClauseCount{
-					Text: fmt.Sprintf("%.*s", protocol.MaxFilter, c.GetText()), Implied: c.GetImplied(), RemovedAlone: int(c.GetRemovedAlone()), Left: int(c.GetLeft()),
+					Text: fmt.Sprintf("%.*s", protocol.MaxFilter, c.GetText()), Implied: c.GetImplied(),
+					Removed: int(c.GetRemoved()), RemovedAlone: int(c.GetRemovedAlone()), Left: int(c.GetLeft()),
 				})
 			}
 		}

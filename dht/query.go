@@ -260,7 +260,7 @@ func (d *Directory) replyFind(req *pb.FindRequest, yield func(*pb.QueryReply) bo
 	end := &pb.QueryEnd{Matched: uint32(ex.Matched), Population: uint32(ex.Population), Truncated: cursor != nil, Cursor: cursor}
 	for _, c := range ex.Clauses {
 		end.Explanation = append(end.Explanation, &pb.ClauseCount{
-			Text: c.Text, Implied: c.Implied, RemovedAlone: uint32(c.RemovedAlone), Left: uint32(c.Left),
+			Text: c.Text, Implied: c.Implied, Removed: uint32(c.Removed), RemovedAlone: uint32(c.RemovedAlone), Left: uint32(c.Left),
 		})
 	}
 	yield(&pb.QueryReply{Part: &pb.QueryReply_End{End: end}})

@@ -9,6 +9,15 @@ import (
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
 
+// CUDAVersion reads GpuGroup.cuda, which is NVML's form everywhere: 1000 × major + 10 × minor, so that 12040 is 12.4. It
+// returns false for a number that is none, such as 0 or 124.
+func CUDAVersion(cuda uint32) (major, minor uint32, ok bool) {
+	if cuda < 1000 || cuda > 1_000_000 {
+		return 0, 0, false
+	}
+	return cuda / 1000, cuda % 1000 / 10, true
+}
+
 // SealCapability signs a node's capability record with the node's key; it returns ErrTooLarge for more than
 // MaxCapability bytes. What the fields may hold is dht's to check (discovery.md 2).
 func SealCapability(key crypto.PrivKey, c *pb.Capability) ([]byte, error) {

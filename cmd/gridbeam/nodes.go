@@ -497,7 +497,7 @@ func explainFind(w io.Writer, ex dht.Explanation) {
 		if c.Implied {
 			implied = " (implied)"
 		}
-		_, _ = fmt.Fprintf(w, "  %s%s: alone removes %d, leaves %d\n", printable(c.Text), implied, c.RemovedAlone, c.Left)
+		_, _ = fmt.Fprintf(w, "  %s%s: removes %d (%d of them match all else), leaves %d\n", printable(c.Text), implied, c.Removed, c.RemovedAlone, c.Left)
 	}
 }
 

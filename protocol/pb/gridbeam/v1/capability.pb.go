@@ -498,37 +498,39 @@ func (x *Storage) GetReadMbS() uint32 {
 
 // GpuGroup is a set of identical devices.
 type GpuGroup struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Vendor         string                 `protobuf:"bytes,1,opt,name=vendor,proto3" json:"vendor,omitempty"`
-	Model          string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
-	RawName        string                 `protobuf:"bytes,3,opt,name=raw_name,json=rawName,proto3" json:"raw_name,omitempty"`
-	Count          uint32                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
-	VramBytes      *uint64                `protobuf:"varint,5,opt,name=vram_bytes,json=vramBytes,proto3,oneof" json:"vram_bytes,omitempty"`
-	Compute        *uint32                `protobuf:"varint,6,opt,name=compute,proto3,oneof" json:"compute,omitempty"`
-	Arch           string                 `protobuf:"bytes,7,opt,name=arch,proto3" json:"arch,omitempty"`
-	Driver         string                 `protobuf:"bytes,8,opt,name=driver,proto3" json:"driver,omitempty"`
-	Cuda           *uint32                `protobuf:"varint,9,opt,name=cuda,proto3,oneof" json:"cuda,omitempty"`
-	MigMode        string                 `protobuf:"bytes,10,opt,name=mig_mode,json=migMode,proto3" json:"mig_mode,omitempty"`
-	MigProfile     string                 `protobuf:"bytes,11,opt,name=mig_profile,json=migProfile,proto3" json:"mig_profile,omitempty"`
-	Interface      string                 `protobuf:"bytes,12,opt,name=interface,proto3" json:"interface,omitempty"`
-	PcieGen        *uint32                `protobuf:"varint,13,opt,name=pcie_gen,json=pcieGen,proto3,oneof" json:"pcie_gen,omitempty"`
-	PcieWidth      *uint32                `protobuf:"varint,14,opt,name=pcie_width,json=pcieWidth,proto3,oneof" json:"pcie_width,omitempty"`
-	NvlinkLinks    *uint32                `protobuf:"varint,15,opt,name=nvlink_links,json=nvlinkLinks,proto3,oneof" json:"nvlink_links,omitempty"`
-	NvlinkVersion  *uint32                `protobuf:"varint,16,opt,name=nvlink_version,json=nvlinkVersion,proto3,oneof" json:"nvlink_version,omitempty"`
-	NvlinkFullMesh *bool                  `protobuf:"varint,17,opt,name=nvlink_full_mesh,json=nvlinkFullMesh,proto3,oneof" json:"nvlink_full_mesh,omitempty"`
-	FabricClique   *uint32                `protobuf:"varint,18,opt,name=fabric_clique,json=fabricClique,proto3,oneof" json:"fabric_clique,omitempty"`
-	FabricTag      []byte                 `protobuf:"bytes,19,opt,name=fabric_tag,json=fabricTag,proto3" json:"fabric_tag,omitempty"`
-	BusBits        *uint32                `protobuf:"varint,20,opt,name=bus_bits,json=busBits,proto3,oneof" json:"bus_bits,omitempty"`
-	MemMhz         *uint32                `protobuf:"varint,21,opt,name=mem_mhz,json=memMhz,proto3,oneof" json:"mem_mhz,omitempty"`
-	SmMhz          *uint32                `protobuf:"varint,22,opt,name=sm_mhz,json=smMhz,proto3,oneof" json:"sm_mhz,omitempty"`
-	PowerW         *uint32                `protobuf:"varint,23,opt,name=power_w,json=powerW,proto3,oneof" json:"power_w,omitempty"`
-	PowerDefaultW  *uint32                `protobuf:"varint,24,opt,name=power_default_w,json=powerDefaultW,proto3,oneof" json:"power_default_w,omitempty"`
-	Ecc            *bool                  `protobuf:"varint,25,opt,name=ecc,proto3,oneof" json:"ecc,omitempty"`
-	Cores          *uint32                `protobuf:"varint,26,opt,name=cores,proto3,oneof" json:"cores,omitempty"`
-	Confidential   *bool                  `protobuf:"varint,27,opt,name=confidential,proto3,oneof" json:"confidential,omitempty"`
-	Display        *bool                  `protobuf:"varint,28,opt,name=display,proto3,oneof" json:"display,omitempty"`
-	DeviceTags     [][]byte               `protobuf:"bytes,29,rep,name=device_tags,json=deviceTags,proto3" json:"device_tags,omitempty"`
-	Faulted        *uint32                `protobuf:"varint,30,opt,name=faulted,proto3,oneof" json:"faulted,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Vendor    string                 `protobuf:"bytes,1,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	Model     string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	RawName   string                 `protobuf:"bytes,3,opt,name=raw_name,json=rawName,proto3" json:"raw_name,omitempty"`
+	Count     uint32                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	VramBytes *uint64                `protobuf:"varint,5,opt,name=vram_bytes,json=vramBytes,proto3,oneof" json:"vram_bytes,omitempty"`
+	// Ten times the compute capability: 90 is 9.0.
+	Compute *uint32 `protobuf:"varint,6,opt,name=compute,proto3,oneof" json:"compute,omitempty"`
+	Arch    string  `protobuf:"bytes,7,opt,name=arch,proto3" json:"arch,omitempty"`
+	Driver  string  `protobuf:"bytes,8,opt,name=driver,proto3" json:"driver,omitempty"`
+	// The newest CUDA version that the driver supports, in NVML's form: 12040 is 12.4.
+	Cuda           *uint32  `protobuf:"varint,9,opt,name=cuda,proto3,oneof" json:"cuda,omitempty"`
+	MigMode        string   `protobuf:"bytes,10,opt,name=mig_mode,json=migMode,proto3" json:"mig_mode,omitempty"`
+	MigProfile     string   `protobuf:"bytes,11,opt,name=mig_profile,json=migProfile,proto3" json:"mig_profile,omitempty"`
+	Interface      string   `protobuf:"bytes,12,opt,name=interface,proto3" json:"interface,omitempty"`
+	PcieGen        *uint32  `protobuf:"varint,13,opt,name=pcie_gen,json=pcieGen,proto3,oneof" json:"pcie_gen,omitempty"`
+	PcieWidth      *uint32  `protobuf:"varint,14,opt,name=pcie_width,json=pcieWidth,proto3,oneof" json:"pcie_width,omitempty"`
+	NvlinkLinks    *uint32  `protobuf:"varint,15,opt,name=nvlink_links,json=nvlinkLinks,proto3,oneof" json:"nvlink_links,omitempty"`
+	NvlinkVersion  *uint32  `protobuf:"varint,16,opt,name=nvlink_version,json=nvlinkVersion,proto3,oneof" json:"nvlink_version,omitempty"`
+	NvlinkFullMesh *bool    `protobuf:"varint,17,opt,name=nvlink_full_mesh,json=nvlinkFullMesh,proto3,oneof" json:"nvlink_full_mesh,omitempty"`
+	FabricClique   *uint32  `protobuf:"varint,18,opt,name=fabric_clique,json=fabricClique,proto3,oneof" json:"fabric_clique,omitempty"`
+	FabricTag      []byte   `protobuf:"bytes,19,opt,name=fabric_tag,json=fabricTag,proto3" json:"fabric_tag,omitempty"`
+	BusBits        *uint32  `protobuf:"varint,20,opt,name=bus_bits,json=busBits,proto3,oneof" json:"bus_bits,omitempty"`
+	MemMhz         *uint32  `protobuf:"varint,21,opt,name=mem_mhz,json=memMhz,proto3,oneof" json:"mem_mhz,omitempty"`
+	SmMhz          *uint32  `protobuf:"varint,22,opt,name=sm_mhz,json=smMhz,proto3,oneof" json:"sm_mhz,omitempty"`
+	PowerW         *uint32  `protobuf:"varint,23,opt,name=power_w,json=powerW,proto3,oneof" json:"power_w,omitempty"`
+	PowerDefaultW  *uint32  `protobuf:"varint,24,opt,name=power_default_w,json=powerDefaultW,proto3,oneof" json:"power_default_w,omitempty"`
+	Ecc            *bool    `protobuf:"varint,25,opt,name=ecc,proto3,oneof" json:"ecc,omitempty"`
+	Cores          *uint32  `protobuf:"varint,26,opt,name=cores,proto3,oneof" json:"cores,omitempty"`
+	Confidential   *bool    `protobuf:"varint,27,opt,name=confidential,proto3,oneof" json:"confidential,omitempty"`
+	Display        *bool    `protobuf:"varint,28,opt,name=display,proto3,oneof" json:"display,omitempty"`
+	DeviceTags     [][]byte `protobuf:"bytes,29,rep,name=device_tags,json=deviceTags,proto3" json:"device_tags,omitempty"`
+	Faulted        *uint32  `protobuf:"varint,30,opt,name=faulted,proto3,oneof" json:"faulted,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }

@@ -917,11 +917,13 @@ func (x *QueryEnd) GetExplanation() []*ClauseCount {
 
 // ClauseCount tells what one clause of a filter did.
 type ClauseCount struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
-	Implied       bool                   `protobuf:"varint,2,opt,name=implied,proto3" json:"implied,omitempty"`
-	RemovedAlone  uint32                 `protobuf:"varint,3,opt,name=removed_alone,json=removedAlone,proto3" json:"removed_alone,omitempty"`
-	Left          uint32                 `protobuf:"varint,4,opt,name=left,proto3" json:"left,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Text         string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	Implied      bool                   `protobuf:"varint,2,opt,name=implied,proto3" json:"implied,omitempty"`
+	RemovedAlone uint32                 `protobuf:"varint,3,opt,name=removed_alone,json=removedAlone,proto3" json:"removed_alone,omitempty"`
+	Left         uint32                 `protobuf:"varint,4,opt,name=left,proto3" json:"left,omitempty"`
+	// Nodes that it rejects, whatever the other clauses say; removed_alone are those among them that would match but for it.
+	Removed       uint32 `protobuf:"varint,5,opt,name=removed,proto3" json:"removed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -980,6 +982,13 @@ func (x *ClauseCount) GetRemovedAlone() uint32 {
 func (x *ClauseCount) GetLeft() uint32 {
 	if x != nil {
 		return x.Left
+	}
+	return 0
+}
+
+func (x *ClauseCount) GetRemoved() uint32 {
+	if x != nil {
+		return x.Removed
 	}
 	return 0
 }
@@ -1117,12 +1126,13 @@ const file_gridbeam_v1_query_proto_rawDesc = "" +
 	"population\x12\x1c\n" +
 	"\ttruncated\x18\x03 \x01(\bR\ttruncated\x12\x16\n" +
 	"\x06cursor\x18\x04 \x01(\fR\x06cursor\x12:\n" +
-	"\vexplanation\x18\x05 \x03(\v2\x18.gridbeam.v1.ClauseCountR\vexplanation\"t\n" +
+	"\vexplanation\x18\x05 \x03(\v2\x18.gridbeam.v1.ClauseCountR\vexplanation\"\x8e\x01\n" +
 	"\vClauseCount\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x18\n" +
 	"\aimplied\x18\x02 \x01(\bR\aimplied\x12#\n" +
 	"\rremoved_alone\x18\x03 \x01(\rR\fremovedAlone\x12\x12\n" +
-	"\x04left\x18\x04 \x01(\rR\x04left\"\x8f\x01\n" +
+	"\x04left\x18\x04 \x01(\rR\x04left\x12\x18\n" +
+	"\aremoved\x18\x05 \x01(\rR\aremoved\"\x8f\x01\n" +
 	"\n" +
 	"QueryError\x12/\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x1b.gridbeam.v1.QueryErrorCodeR\x04code\x12\x12\n" +
