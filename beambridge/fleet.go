@@ -273,7 +273,11 @@ func (b *Bridge) candidate(c *dht.Candidate, s *placing, now time.Time) cluster.
 		}
 	}
 	for _, g := range rec.GetGpus() {
-		x.GPUs = append(x.GPUs, cluster.GPU{Model: g.GetModel(), Count: int(g.GetCount()) - int(g.GetFaulted()), VRAMGB: protocol.NominalGB(g.GetVramBytes())})
+		n := int(g.GetCount()) - int(g.GetFaulted())
+		if g.GetMigProfile() != "" {
+			n = 0 // jobs ask for GPUs: a slice is none
+		}
+		x.GPUs = append(x.GPUs, cluster.GPU{Model: g.GetModel(), Count: n, VRAMGB: protocol.NominalGB(g.GetVramBytes())})
 	}
 	for _, l := range rec.GetLabels() {
 		if !b.believes(c.Peer, l, now) {

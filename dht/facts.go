@@ -171,15 +171,18 @@ func factsOf(c *pb.Capability) facts {
 		f.groups = make([]group, n)
 	}
 	for i, g := range c.GetGpus() {
-		f.nums[numCount] += float64(g.GetCount())
+		f.nums[numCount] += float64(usable(g))
 		f.groups[i] = groupOf(i, g, c.GetBenchmark())
 	}
 	return f
 }
 
+// usable is how many devices of a group can be sold.
+func usable(g *pb.GpuGroup) uint32 { return g.GetCount() - min(g.GetCount(), g.GetFaulted()) }
+
 func groupOf(i int, g *pb.GpuGroup, bench *pb.Benchmark) group {
 	r := noGPU
-	r.index, r.count = int8(i), int16(min(g.GetCount(), math.MaxInt16))
+	r.index, r.count = int8(i), int16(min(usable(g), math.MaxInt16))
 	r.model, r.vendor = wordOf(g.GetModel()), wordOf(strings.ToLower(g.GetVendor()))
 	r.arch, r.form = wordOf(strings.ToLower(g.GetArch())), wordOf(strings.ToLower(g.GetInterface()))
 	if g.VramBytes != nil {

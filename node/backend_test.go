@@ -20,6 +20,8 @@ type fakeBackend struct {
 	write  bool
 	output func(task executor.Task) []byte
 	level  executor.Level
+	// runtimes are the languages of functions that it says it runs.
+	runtimes []string
 	// prepare may fail staging.
 	prepare func(task executor.Task) error
 	probe   error
@@ -38,7 +40,7 @@ func (f *fakeBackend) Probe(context.Context) (executor.Report, error) {
 	if l == 0 {
 		l = executor.LevelStrong
 	}
-	return executor.Report{Backend: "wasm", Version: "fake", Level: l}, f.probe
+	return executor.Report{Backend: "wasm", Version: "fake", Level: l, Runtimes: f.runtimes}, f.probe
 }
 
 func (f *fakeBackend) Prepare(_ context.Context, task executor.Task) (*executor.Prepared, error) {

@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/gridbeam/gridbeam/dht"
 	"github.com/gridbeam/gridbeam/node/executor"
+	"github.com/gridbeam/gridbeam/node/gpu"
 	"github.com/gridbeam/gridbeam/protocol"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
@@ -83,6 +85,8 @@ type Config struct {
 	Idle time.Duration
 	// Reserve is the free space in bytes that is left on the disk. Default 256 MiB.
 	Reserve uint64
+	// GPUs makes what reads and follows the GPUs. Default nil: gpu.New.
+	GPUs func(gpu.Config, *slog.Logger) (*gpu.Monitor, error)
 	// Clock tells the time, with its monotonic reading. Default time.Now.
 	Clock func() time.Time
 }

@@ -12,18 +12,20 @@ import (
 
 // devices are this machine's GPUs as leases get them: each belongs to one lease at a time. The book's lock guards it.
 type devices struct {
-	all []device
+	all    []device
+	barred bool // nothing here could hand them to a program
 }
 
 // device is one GPU that can be given away.
 type device struct {
 	uuid  string
-	path  string // its device file
-	group int    // in the node's record
-	slug  string // the model, as protocol names it
-	vram  int    // nominal GB
+	files []string // its device files
+	group int      // in the inventory: those of one are identical
+	slug  string   // the model, as protocol names it
+	vram  int      // nominal GB
 	lease protocol.LeaseID
 	taken bool
+	open  bool // it may be given away: it is healthy, and nothing bars it
 }
 
 // withDevices notes beside the token of a run which GPUs it has open; splitDevices reads it.
@@ -42,20 +44,53 @@ func splitDevices(s string) (token, uuids string) {
 // control are the device files that every CUDA program opens besides its GPUs.
 var control = []string{"/dev/nvidiactl", "/dev/nvidia-uvm"}
 
-// newDevices lists the GPUs of an inventory that have a device file of their own. MIG slices have none that could be
-// handed out alone, so they are not.
+// newDevices lists the GPUs of an inventory.
 func newDevices(inv *gpu.Inventory) *devices {
 	d := &devices{}
-	for _, x := range inv.Devices {
-		if x.Group < 0 || x.Minor < 0 || x.Slice {
+	d.update(inv)
+	return d
+}
+
+// update takes over what was read anew. It returns the leases whose devices have failed, with the cause. MIG slices are left
+// out: no job can ask for one.
+func (d *devices) update(inv *gpu.Inventory) (lost map[protocol.LeaseID]string) {
+	lost = map[protocol.LeaseID]string{}
+	listed := map[string]bool{}
+	for i := range inv.Devices {
+		x := &inv.Devices[i]
+		if x.UUID == "" || x.Slice != nil || len(x.Files) == 0 || x.Group < 0 {
 			continue
 		}
-		g := inv.Groups[x.Group]
-		d.all = append(d.all, device{
-			uuid: x.UUID, path: fmt.Sprintf("/dev/nvidia%d", x.Minor), group: x.Group, slug: g.GetModel(), vram: protocol.NominalGB(g.GetVramBytes()),
-		})
+		listed[x.UUID] = true
+		at := slices.IndexFunc(d.all, func(have device) bool { return have.uuid == x.UUID })
+		if at < 0 {
+			at = len(d.all)
+			d.all = append(d.all, device{uuid: x.UUID})
+		}
+		g, have := inv.Groups[x.Group], &d.all[at]
+		have.files, have.group, have.slug, have.vram, have.open = x.Files, x.Group, g.GetModel(), protocol.NominalGB(g.GetVramBytes()), x.Sellable()
+		switch x.Health {
+		case gpu.Faulted, gpu.Locked, gpu.Absent:
+			if have.taken {
+				lost[have.lease] = fmt.Sprintf("%s is %s: %s", x, x.Health, x.Reason)
+			}
+		}
 	}
-	return d
+	d.all = slices.DeleteFunc(d.all, func(have device) bool {
+		if listed[have.uuid] {
+			return false
+		}
+		if have.taken {
+			lost[have.lease] = "its GPU is not there any more, or was cut into slices"
+		}
+		return !have.taken
+	})
+	for i := range d.all {
+		if !listed[d.all[i].uuid] {
+			d.all[i].open = false
+		}
+	}
+	return lost
 }
 
 // fits says that a GPU is what a job asks for.
@@ -73,7 +108,7 @@ func (x *device) fits(t *protocol.JobTerms) bool {
 func (d *devices) slots(t *protocol.JobTerms) int {
 	n := map[int]int{} // by group: the devices of one chunk are identical
 	for i := range d.all {
-		if d.all[i].fits(t) {
+		if d.all[i].open && !d.barred && d.all[i].fits(t) {
 			n[d.all[i].group]++
 		}
 	}
@@ -84,10 +119,10 @@ func (d *devices) slots(t *protocol.JobTerms) int {
 	return slots
 }
 
-// free counts the devices of a group that no lease has.
-func (d *devices) free(group int) (n uint32) {
+// free counts those among some devices that a lease could get now.
+func (d *devices) free(uuids []string) (n uint32) {
 	for i := range d.all {
-		if d.all[i].group == group && !d.all[i].taken {
+		if x := &d.all[i]; x.open && !x.taken && !d.barred && slices.Contains(uuids, x.uuid) {
 			n++
 		}
 	}
@@ -99,7 +134,7 @@ func (d *devices) pick(t *protocol.JobTerms) []int {
 	byGroup := map[int][]int{}
 	for i := range d.all {
 		x := &d.all[i]
-		if x.taken || !x.fits(t) {
+		if x.taken || !x.open || d.barred || !x.fits(t) {
 			continue
 		}
 		byGroup[x.group] = append(byGroup[x.group], i)
@@ -152,7 +187,10 @@ func (d *devices) of(id protocol.LeaseID) (files []executor.Device, uuids string
 	var names []string
 	for i := range d.all {
 		if d.all[i].taken && d.all[i].lease == id {
-			files, names = append(files, executor.Device{Path: d.all[i].path}), append(names, d.all[i].uuid)
+			for _, path := range d.all[i].files {
+				files = append(files, executor.Device{Path: path})
+			}
+			names = append(names, d.all[i].uuid)
 		}
 	}
 	if len(files) > 0 {

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/gridbeam/gridbeam/node/gpu"
@@ -9,19 +11,25 @@ import (
 )
 
 // kit is a machine with two H100, one L4, one broken and one slice.
-func kit() *devices {
+func kit() *devices { return newDevices(kitInventory()) }
+
+func kitInventory() *gpu.Inventory {
 	vram := uint64(80 << 30)
-	return newDevices(&gpu.Inventory{
+	return &gpu.Inventory{
 		Groups: []*pb.GpuGroup{{Model: "nvidia-h100-80gb-sxm", Count: 2, VramBytes: &vram}, {Model: "nvidia-l4-24gb", Count: 1}},
 		Devices: []gpu.Device{
-			{UUID: "a", Group: 0, Minor: 0},
-			{UUID: "broken", Group: -1, Minor: 1},
-			{UUID: "b", Group: 0, Minor: 2},
-			{UUID: "c", Group: 1, Minor: 3},
-			{UUID: "slice", Group: 1, Minor: 4, Slice: true},
-			{UUID: "no file", Group: 1, Minor: -1},
+			good("a", 0, "/dev/nvidia0"),
+			{UUID: "broken", Group: -1, Minor: 1, Files: []string{"/dev/nvidia1"}, Health: gpu.Faulted},
+			good("b", 0, "/dev/nvidia2"),
+			good("c", 1, "/dev/nvidia3"),
+			{UUID: "slice", Group: 1, Minor: 4, Slice: &gpu.Slice{Profile: "1g.5gb"}, Health: gpu.Healthy, Files: []string{"/dev/nvidia4", "/dev/nvidia-caps/nvidia-cap1"}},
+			{UUID: "no file", Group: 1, Minor: -1, Health: gpu.Healthy},
 		},
-	})
+	}
+}
+
+func good(uuid string, group int, files ...string) gpu.Device {
+	return gpu.Device{UUID: uuid, Group: group, Health: gpu.Healthy, Files: files}
 }
 
 func gpuLease(id byte, count uint32, models ...string) *lease {
@@ -60,8 +68,8 @@ func TestChunkGetsIdenticalGPUs(t *testing.T) {
 	if d.take(gpuLease(1, 3)) {
 		t.Error("two H100 and an L4 passed for three GPUs")
 	}
-	if !d.take(gpuLease(2, 2)) || d.free(0) != 0 || d.free(1) != 1 {
-		t.Errorf("two of any model left %d H100 and %d L4", d.free(0), d.free(1))
+	if !d.take(gpuLease(2, 2)) || d.free([]string{"a", "b"}) != 0 || d.free([]string{"c", "broken"}) != 1 {
+		t.Errorf("two of any model left %d H100 and %d L4", d.free([]string{"a", "b"}), d.free([]string{"c"}))
 	}
 	if d.take(gpuLease(3, 1, "H100")) || !d.take(gpuLease(4, 1, "L4", "H100")) {
 		t.Error("only the L4 is left")
@@ -78,6 +86,72 @@ func TestSlotsOfAJobAreWhatItsGPUsAreEnoughFor(t *testing.T) {
 		if got := d.slots(&protocol.JobTerms{GPUCount: c.count, GPUModels: c.models}); got != c.want {
 			t.Errorf("%d × %v: %d slots, want %d", c.count, c.models, got, c.want)
 		}
+	}
+}
+
+func TestWhatIsGivenAwayFollowsHealth(t *testing.T) {
+	d := kit()
+	one := gpuLease(1, 1, "H100")
+	if !d.take(one) {
+		t.Fatal("a free H100 is not given away")
+	}
+	inv := kitInventory()
+	inv.Devices[2].Health, inv.Devices[2].Reason = gpu.Suspect, "hot"
+	if lost := d.update(inv); len(lost) != 0 || d.free([]string{"b"}) != 0 || d.take(gpuLease(2, 1, "H100")) || d.slots(&protocol.JobTerms{GPUCount: 1}) != 2 {
+		t.Errorf("a suspect GPU is given away, or a lease lost: %v", lost)
+	}
+	inv.Devices[0].Health, inv.Devices[0].Reason = gpu.Faulted, "fallen off the bus"
+	if lost := d.update(inv); len(lost) != 1 || !strings.Contains(lost[one.ID], "fallen off the bus") {
+		t.Errorf("the lost leases are %v", lost)
+	}
+	d.release(one.ID)
+	inv = kitInventory()
+	if lost := d.update(inv); len(lost) != 0 || d.free([]string{"a", "b", "c"}) != 3 {
+		t.Errorf("all are good again, and %d are free", d.free([]string{"a", "b", "c"}))
+	}
+	if !d.take(one) {
+		t.Fatal("a GPU that is good again is not given away")
+	}
+	inv.Devices = inv.Devices[1:] // it is gone altogether
+	if lost := d.update(inv); len(lost) != 1 {
+		t.Errorf("the lost leases are %v", lost)
+	}
+	d.release(one.ID)
+	d.update(inv)
+	if d.take(gpuLease(3, 2, "H100")) {
+		t.Error("a GPU that is gone is given away")
+	}
+	d.barred = true
+	if d.free([]string{"b", "c"}) != 0 || d.take(gpuLease(4, 1)) || d.slots(&protocol.JobTerms{GPUCount: 1}) != 0 {
+		t.Error("what nothing can hand over is given away")
+	}
+}
+
+func TestSellingSaysWhyNot(t *testing.T) {
+	inv := kitInventory()
+	inv.Devices[1].Reason = "fallen off the bus"
+	inv.OnBus = 7 // one more than the GPUs that NVML shows: a slice is none of the bus
+	inv.Problems = []gpu.Problem{{What: "unreadable", Fix: "reload"}}
+	s := sellingOf(inv, "")
+	text := fmt.Sprint(s.Unsold)
+	if s.Sellable != 3 || s.Units != 8 || len(s.Unsold) != 4 {
+		t.Errorf("%d of %d, and %q", s.Sellable, s.Units, text)
+	}
+	for _, want := range []string{"fallen off the bus", "1 MIG slices", "device file", "unreadable"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q does not say %q", text, want)
+		}
+	}
+	for _, p := range s.Unsold {
+		if p.Fix == "" {
+			t.Errorf("%q has no fix", p.What)
+		}
+	}
+	if s := sellingOf(inv, "nothing runs them"); s.Sellable != 0 || s.Units != 8 || !strings.Contains(fmt.Sprint(s.Unsold), "nothing runs them") {
+		t.Errorf("with nothing to run them %+v", s)
+	}
+	if s := sellingOf(&gpu.Inventory{}, "nothing runs them"); s.Units != 0 || len(s.Unsold) != 0 {
+		t.Errorf("a machine without GPUs says %+v", s)
 	}
 }
 

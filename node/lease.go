@@ -41,6 +41,7 @@ type lease struct {
 	text    string
 	grace   time.Duration
 
+	xid uint64  // that the driver blames its program for, 0 for none
 	end *ending // how it ended, when there is something to publish
 }
 

@@ -116,11 +116,11 @@ func (b *book) unfinished() (n int, fewer <-chan struct{}) {
 	return n, b.fewer
 }
 
-// gpusFree counts the GPUs of a group that no lease has; none when nothing here could hand them to a chunk.
-func (b *book) gpusFree(group int) uint32 {
+// gpusFree counts those among some GPUs that no lease has; none when nothing here could hand them to a chunk.
+func (b *book) gpusFree(uuids []string) uint32 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.gpus.free(group)
+	return b.gpus.free(uuids)
 }
 
 // load counts slots that run and leases that wait.
@@ -247,6 +247,7 @@ func (s *site) status() Status {
 	for _, o := range s.backends {
 		st.Executors = append(st.Executors, o.names()...)
 	}
+	st.Selling = sellingOf(&st.Inventory.GPUs, s.barred)
 	s.speaker.compare(&st, s.cfg.Clock())
 	known := s.gate.known()
 	s.book.fill(&st, known)

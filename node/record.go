@@ -43,8 +43,10 @@ type speaker struct {
 	// load is what changes from one heartbeat to the next.
 	load func() load
 
-	mu  sync.Mutex
-	inv Inventory
+	mu     sync.Mutex
+	inv    Inventory
+	said   []said // the latest records
+	digest string // of the GPU groups when they were looked at last
 }
 
 var _ dht.Source = (*speaker)(nil)
@@ -53,8 +55,8 @@ var _ dht.Source = (*speaker)(nil)
 type load struct {
 	state           State
 	running, queued int
-	inventory       Inventory              // with what is free now
-	free            func(group int) uint32 // GPUs of a group that no lease has
+	inventory       Inventory                   // with what is free now
+	free            func(uuids []string) uint32 // those of some GPUs that a lease could get
 }
 
 // Record implements dht.Source.
@@ -66,14 +68,16 @@ func (s *speaker) Record(seq uint64, issued, expires time.Time, leaving bool) ([
 	if leaving {
 		return protocol.SealCapability(s.key, c)
 	}
-	if err := s.describe(c, issued); err != nil {
+	uuids, err := s.describe(c, issued)
+	if err != nil {
 		return nil, err
 	}
+	s.remember(seq, uuids)
 	return s.fit(c)
 }
 
-// describe fills in what the node is.
-func (s *speaker) describe(c *pb.Capability, issued time.Time) error {
+// describe fills in what the node is, and returns which GPUs its groups are.
+func (s *speaker) describe(c *pb.Capability, issued time.Time) (uuids [][]string, err error) {
 	for _, a := range s.public() {
 		c.Addrs = append(c.Addrs, a.Bytes())
 	}
@@ -81,11 +85,7 @@ func (s *speaker) describe(c *pb.Capability, issued time.Time) error {
 	inv := s.inv
 	s.mu.Unlock()
 	c.Host = s.host(&inv)
-	for _, g := range inv.GPUs.Groups {
-		g = proto.CloneOf(g)
-		g.DeviceTags = s.tags(&inv, len(c.Gpus))
-		c.Gpus = append(c.Gpus, g)
-	}
+	c.Gpus, uuids = s.groups(&inv.GPUs, issued)
 	c.Network = &pb.Network{Transports: transports(s.addrs())}
 	if how := s.reach(); how != p2p.ReachableUnknown && how != p2p.Unreachable {
 		c.Network.Reachability = string(how)
@@ -94,7 +94,7 @@ func (s *speaker) describe(c *pb.Capability, issued time.Time) error {
 	if s.operator != nil {
 		l, err := protocol.SignLabel(s.operator, s.self, protocol.LabelOperator, "node", issued.Add(labelLife))
 		if err != nil {
-			return fmt.Errorf("signing the operator's label: %w", err)
+			return nil, fmt.Errorf("signing the operator's label: %w", err)
 		}
 		c.Labels = append(c.Labels, l)
 	}
@@ -106,13 +106,13 @@ func (s *speaker) describe(c *pb.Capability, issued time.Time) error {
 	if s.noResearch {
 		c.Labels = append(c.Labels, &pb.Label{Key: protocol.LabelResearch, Value: protocol.ResearchNo, Expires: c.GetExpires()})
 	}
-	return nil
+	return uuids, nil
 }
 
 // compare tells what the record says beyond hardware, and how the node stands to the profiles of reward policies.
 func (s *speaker) compare(st *Status, now time.Time) {
 	c := &pb.Capability{}
-	if err := s.describe(c, now); err != nil {
+	if _, err := s.describe(c, now); err != nil {
 		return // the announcer meets the same error, and reports it
 	}
 	for _, l := range c.GetLabels() {
@@ -182,19 +182,24 @@ func known64(n uint64) *uint64 {
 }
 
 // tags are what lets one GPU under two names be noticed, without telling its UUID (discovery.md 2).
-func (s *speaker) tags(inv *Inventory, group int) (out [][]byte) {
-	if len(s.networks) == 0 {
-		return nil
-	}
-	for _, d := range inv.GPUs.Devices {
-		if d.Group == group && len(out) < 64 {
-			mac := hmac.New(sha256.New, s.networks[0].ID[:])
-			mac.Write([]byte("gridbeam/gpu/1"))
-			mac.Write([]byte(d.UUID))
-			out = append(out, mac.Sum(nil)[:8])
+func (s *speaker) tags(uuids []string) (out [][]byte) {
+	for _, uuid := range uuids {
+		if tag := s.tag("gridbeam/gpu/1", uuid); tag != nil {
+			out = append(out, tag)
 		}
 	}
 	return out
+}
+
+// tag stands for something that stays home, within one network; nil in none.
+func (s *speaker) tag(domain, secret string) []byte {
+	if len(s.networks) == 0 {
+		return nil
+	}
+	mac := hmac.New(sha256.New, s.networks[0].ID[:])
+	mac.Write([]byte(domain))
+	mac.Write([]byte(secret))
+	return mac.Sum(nil)[:8]
 }
 
 // public are the addresses that a record tells.
@@ -242,8 +247,6 @@ func (s *speaker) Beat(h dht.BeatHeader, leaving bool) ([]byte, error) {
 		CapSeq: h.CapSeq, CapDigest: h.CapDigest[:], Queued: uint32(l.queued), Running: uint32(l.running), UpSince: s.started.UnixMilli(),
 		RamFreeMib: uint32(l.inventory.MemoryFree >> 20), DiskFreeGib: uint32(l.inventory.DiskFree >> 30),
 	}
-	for i := range l.inventory.GPUs.Groups {
-		a.Groups = append(a.Groups, &pb.GroupLoad{Index: uint32(i), Free: l.free(i)})
-	}
+	a.Groups = s.loads(h.CapSeq, &l.inventory.GPUs, l.free)
 	return protocol.SealAvailability(s.key, a)
 }

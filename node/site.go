@@ -43,12 +43,15 @@ type site struct {
 	announce *dht.Announcer
 	gossip   *gossip
 	backends []*offered
+	gpus     *gpu.Monitor
+	barred   string // why no GPU can be handed to a program, empty when one can
 	control  net.Listener
 	boot     map[protocol.PeerID]bool // peers that are kept connected anyway
 
-	moved  chan struct{} // capacity 1: the state may have changed
-	tidied time.Time     // last collection; watch's own
-	swept  time.Time     // trees were looked through last; watch's own
+	moved    chan struct{} // capacity 1: the state may have changed
+	gpuMoved chan struct{} // capacity 1: what can be done with a GPU has changed
+	tidied   time.Time     // last collection; watch's own
+	swept    time.Time     // trees were looked through last; watch's own
 
 	life context.Context // of what spawn runs; ended by halt
 	halt context.CancelFunc
@@ -63,7 +66,7 @@ type site struct {
 // build opens what the node is made of. What it opened is closed by release, also after an error.
 func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 	cfg := &n.cfg
-	s = &site{node: n, cfg: cfg, log: n.log, host: host, state: StateStarting, since: cfg.Clock(), boot: map[protocol.PeerID]bool{}, moved: make(chan struct{}, 1)}
+	s = &site{node: n, cfg: cfg, log: n.log, host: host, state: StateStarting, since: cfg.Clock(), boot: map[protocol.PeerID]bool{}, moved: make(chan struct{}, 1), gpuMoved: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.release())
@@ -71,11 +74,15 @@ func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 	}()
 	s.backends = n.prove(ctx)
 	inv := readHost(os.DirFS("/"), cfg.Data)
-	inv.GPUs, err = gpu.Read(ctx)
+	s.barred = barsGPUs(s.backends)
+	if err = s.newMonitor(); err != nil {
+		return s, err
+	}
+	inv.GPUs, err = s.gpus.Read(ctx)
 	if err != nil && !errors.Is(err, gpu.ErrNoNVML) {
 		return s, err
 	}
-	for _, p := range inv.GPUs.Problems {
+	for _, p := range sellingOf(&inv.GPUs, s.barred).Unsold {
 		s.log.Warn("a GPU is not offered", "what", p.What, "fix", p.Fix)
 	}
 	slots := cfg.slots(inv.Threads, inv.Memory)
@@ -91,6 +98,7 @@ func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 	s.book = newBook(host.ID(), slots, cfg.Clock, s.log)
 	s.book.spawn = s.spawn
 	s.book.gpus = newDevices(&inv.GPUs)
+	s.book.gpus.barred = s.barred != ""
 	s.gate = newGate(cfg.Networks, cfg.Clock)
 	s.logs = newLogShelf(cfg.Clock)
 	if s.trees, err = newMaterials(cfg.path("trees"), s.store, cfg.Clock); err != nil {
@@ -237,6 +245,9 @@ func (s *site) release() error {
 	if s.control != nil {
 		errs = append(errs, ignoreClosed(s.control.Close()))
 	}
+	if s.gpus != nil {
+		s.gpus.Close()
+	}
 	if s.gossip != nil {
 		s.gossip.close()
 	}
@@ -366,6 +377,8 @@ func (s *site) run(ctx context.Context) error {
 	outputs := &collector{store: s.store}
 	store := &depot{store: s.store, trees: s.trees, fetch: s.fetch}
 	s.book.restore(s.backends, outputs)
+	part(s.gpus.Run, serving)
+	s.spawn(s.followGPUs)
 	for slot := range s.book.slots {
 		w := &worker{slot: slot, memory: s.share(), book: s.book, depot: store, scratch: s.scratch, outputs: outputs, logs: s.logs, log: s.log}
 		s.spawn(w.run)

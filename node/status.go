@@ -53,6 +53,8 @@ type Status struct {
 	Executors []string `json:"executors"`
 	// Inventory is the machine.
 	Inventory Inventory `json:"inventory"`
+	// Selling says how many of its GPUs can be sold, and why the others cannot.
+	Selling Selling `json:"selling"`
 	// Labels are what its record says of it besides.
 	Labels []LabelStatus `json:"labels,omitempty"`
 	// Profiles compare it with the minimum specifications of reward policies.

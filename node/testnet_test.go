@@ -29,6 +29,12 @@ type world struct {
 // inWorld runs a test in virtual time: a bridge with so many chunks, and nodes with two slots each.
 func inWorld(t *testing.T, nodes int, chunks uint64, test func(w *world), change ...func(*Config)) {
 	t.Helper()
+	inWorldOf(t, nodes, chunks, func() *fakeBackend { return &fakeBackend{write: true} }, test, change...)
+}
+
+// inWorldOf is inWorld with other backends.
+func inWorldOf(t *testing.T, nodes int, chunks uint64, backend func() *fakeBackend, test func(w *world), change ...func(*Config)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{T: t, net: testnet.New(t, testnet.Options{Seed: 1, Log: testLog()}), nodes: make([]*Node, nodes)}
 		hub := w.net.Hosts(1)[0]
@@ -41,7 +47,7 @@ func inWorld(t *testing.T, nodes int, chunks uint64, test func(w *world), change
 		}
 		w.topic = topic
 		for i := range nodes {
-			w.backends = append(w.backends, &fakeBackend{write: true})
+			w.backends = append(w.backends, backend())
 			w.process = append(w.process, w.net.Process(func(ctx context.Context, env testnet.Env) error {
 				cfg := nodeConfig(env.Dir, w.bridge)
 				cfg.Control = false

@@ -276,6 +276,7 @@ func (w *worker) finish(ctx context.Context, l *lease, out executor.Outcome, dir
 		OutputBytes: uint64(max(0, out.Usage.OutputBytes)), OutputFiles: uint32(max(0, out.Usage.OutputFiles)),
 		LogKept: uint64(max(0, out.LogKept)), LogDropped: uint64(max(0, out.LogDropped)),
 	}
+	w.book.gpuCause(l, &o)
 	claimed := metering.Claimed{CPUMS: out.Usage.CPUMillis, MemMiBS: (out.Usage.MaxMemoryBytes >> 20) * int64(o.Run/time.Second)}
 	if !w.book.exited(l, claimed) {
 		w.logs.close(l)
