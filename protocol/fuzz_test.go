@@ -184,6 +184,53 @@ func FuzzParseNetworkFile(f *testing.F) {
 	})
 }
 
+func FuzzLandmarksOfANetworkFile(f *testing.F) {
+	n := labFile(f, rootActor, otherRoot)
+	if err := n.SetLandmarks(someLandmarks(f)); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(encodeMessage(f, n.extra()))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s := &pb.SignedNetworkFile{}
+		if err := proto.Unmarshal(n.Bytes(), s); err != nil {
+			t.Fatal(err)
+		}
+		s.Extra = b
+		for _, r := range []actor{rootActor, otherRoot} {
+			sig, err := r.key.Sign(extraSigned(b))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.ExtraSignatures = append(s.ExtraSignatures, &pb.RootSignature{Root: []byte(r.id), Signature: sig})
+		}
+		raw := encodeMessage(t, s)
+		var got NetworkFile
+		var err error
+		bounded(t, shapeNetworkExtra, len(raw)+8<<10, b, func() { got, err = ParseNetworkFile(raw) }) // an unknown place names its nearest
+		if err != nil {
+			if !isRefusal(err) && !errors.Is(err, ErrNetwork) {
+				t.Fatalf("refused for no known reason: %v", err)
+			}
+			return
+		}
+		if len(b) == 0 {
+			return
+		}
+		again := got
+		if err := again.SetLandmarks(got.Landmarks); err != nil {
+			t.Fatalf("what was read cannot be set: %v", err)
+		}
+		for _, r := range []actor{rootActor, otherRoot} {
+			if err := again.SignLandmarks(r.key); err != nil {
+				t.Fatalf("cannot be signed again: %v", err)
+			}
+		}
+		if back, err := ParseNetworkFile(again.Bytes()); err != nil || !sameLandmarks(back.Landmarks, got.Landmarks) {
+			t.Fatalf("signed again they are others: %v, %v, %v", err, back.Landmarks, got.Landmarks)
+		}
+	})
+}
+
 func FuzzParseInvitation(f *testing.F) {
 	inv := fixedInvitation(f)
 	f.Add([]byte(inv.String()))

@@ -57,6 +57,12 @@ type NetworkFile struct {
 	Admission string
 	// Created is when version 1 was made.
 	Created time.Time
+	// Landmarks are the peers that members measure their round trips to, at most MaxLandmarks; none are the roots
+	// (LandmarkList). They stand beside the file, signed by the same roots (SetLandmarks, SignLandmarks), so that a
+	// change of them is no new version.
+	Landmarks []Landmark
+	// LandmarkSeq grows with each change of them; 0 is that none were ever named.
+	LandmarkSeq uint32
 
 	raw []byte // as signed, with its signatures
 }
@@ -142,8 +148,15 @@ func (n *NetworkFile) Sign(root crypto.PrivKey) error {
 	if err != nil {
 		return fmt.Errorf("signing the network file: %w", err)
 	}
-	s := &pb.SignedNetworkFile{}
-	if old := (&pb.SignedNetworkFile{}); unmarshal("network file", n.raw, old) == nil && bytes.Equal(old.GetPayload(), payload) {
+	if n.Version == 1 {
+		n.ID = networkID(payload)
+	}
+	s, old := &pb.SignedNetworkFile{}, &pb.SignedNetworkFile{}
+	if unmarshal("network file", n.raw, old) != nil {
+		old = &pb.SignedNetworkFile{}
+	}
+	n.keepExtra(old, s, n.ID)
+	if bytes.Equal(old.GetPayload(), payload) {
 		s.Signatures = slices.DeleteFunc(old.GetSignatures(), func(x *pb.RootSignature) bool { return PeerID(x.GetRoot()) == id })
 	}
 	s.Payload, s.Signatures = payload, append(s.Signatures, &pb.RootSignature{Root: []byte(id), Signature: sig})
@@ -158,9 +171,6 @@ func (n *NetworkFile) Sign(root crypto.PrivKey) error {
 		return fmt.Errorf("%w: network file of %d bytes, at most %d", ErrTooLarge, len(raw), nounNetworkFile.max)
 	}
 	n.raw = raw
-	if n.Version == 1 {
-		n.ID = networkID(payload)
-	}
 	return nil
 }
 
@@ -188,6 +198,11 @@ func ParseNetworkFile(raw []byte) (NetworkFile, error) {
 	}
 	if err := s.signedBy(n.Roots, n.Threshold); err != nil {
 		return NetworkFile{}, err
+	}
+	if len(s.GetExtra()) > 0 {
+		if err := enough(extraSigned(s.GetExtra()), s.GetExtraSignatures(), n.Roots, n.Threshold); err != nil {
+			return NetworkFile{}, fmt.Errorf("its landmarks: %w", err)
+		}
 	}
 	return n, nil
 }
@@ -242,6 +257,9 @@ func readNetworkFile(raw []byte) (n NetworkFile, s signedFile, err error) {
 	if !canonical(n.toPB(), s.GetPayload()) {
 		return n, s, fmt.Errorf("%w: network file is not in canonical form or has unknown fields", ErrMalformed)
 	}
+	if n.LandmarkSeq, n.Landmarks, err = n.readExtra(s.GetExtra()); err != nil {
+		return n, s, err
+	}
 	return n, s, nil
 }
 
@@ -261,8 +279,13 @@ func addrsOf(texts []string) (out []multiaddr.Multiaddr, err error) {
 
 // signedBy returns ErrNetwork unless k of the roots have signed the payload.
 func (s signedFile) signedBy(roots []PeerID, k uint32) error {
-	signed, good := networkSigned(s.GetPayload()), map[PeerID]bool{}
-	for _, sig := range s.GetSignatures() {
+	return enough(networkSigned(s.GetPayload()), s.GetSignatures(), roots, k)
+}
+
+// enough returns ErrNetwork unless k of the roots have signed these bytes.
+func enough(signed []byte, signatures []*pb.RootSignature, roots []PeerID, k uint32) error {
+	good := map[PeerID]bool{}
+	for _, sig := range signatures {
 		id := PeerID(sig.GetRoot())
 		if !slices.Contains(roots, id) || validPeers("network file", id) != nil || len(sig.GetSignature()) != ed25519.SignatureSize {
 			continue

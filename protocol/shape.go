@@ -37,7 +37,8 @@ var (
 	shapeAttestation  = shape{7: {maxEvidence, nil}}
 	shapeGrant        = shape{6: {maxSet, nil}, 7: {1, shape{3: {maxSet, nil}, 6: {maxSet, nil}, 8: {maxSet, nil}, 9: {maxSet, nil}, 12: {maxSet, nil}}}}
 	shapeNetworkFile  = shape{5: {maxRoots, nil}, 7: {maxBootstrap, nil}}
-	shapeSignedFile   = shape{2: {2 * maxRoots, nil}}
+	shapeSignedFile   = shape{2: {2 * maxRoots, nil}, 3: {1, nil}, 4: {2 * maxRoots, nil}}
+	shapeNetworkExtra = shape{4: {MaxLandmarks, nil}}
 	shapeInvitation   = shape{3: {maxInvited, nil}}
 
 	// dht says of the fields of a record what each may hold; these are no tighter than its table.

@@ -91,6 +91,8 @@ type QueryRequest struct {
 	//	*QueryRequest_Get
 	//	*QueryRequest_Hello
 	//	*QueryRequest_Probe
+	//	*QueryRequest_RoundTrips
+	//	*QueryRequest_NetworkFile
 	Ask           isQueryRequest_Ask `protobuf_oneof:"ask"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -176,6 +178,24 @@ func (x *QueryRequest) GetProbe() *ProbeRequest {
 	return nil
 }
 
+func (x *QueryRequest) GetRoundTrips() *RoundTripsRequest {
+	if x != nil {
+		if x, ok := x.Ask.(*QueryRequest_RoundTrips); ok {
+			return x.RoundTrips
+		}
+	}
+	return nil
+}
+
+func (x *QueryRequest) GetNetworkFile() *NetworkFileRequest {
+	if x != nil {
+		if x, ok := x.Ask.(*QueryRequest_NetworkFile); ok {
+			return x.NetworkFile
+		}
+	}
+	return nil
+}
+
 type isQueryRequest_Ask interface {
 	isQueryRequest_Ask()
 }
@@ -196,6 +216,14 @@ type QueryRequest_Probe struct {
 	Probe *ProbeRequest `protobuf:"bytes,5,opt,name=probe,proto3,oneof"`
 }
 
+type QueryRequest_RoundTrips struct {
+	RoundTrips *RoundTripsRequest `protobuf:"bytes,6,opt,name=round_trips,json=roundTrips,proto3,oneof"`
+}
+
+type QueryRequest_NetworkFile struct {
+	NetworkFile *NetworkFileRequest `protobuf:"bytes,7,opt,name=network_file,json=networkFile,proto3,oneof"`
+}
+
 func (*QueryRequest_Find) isQueryRequest_Ask() {}
 
 func (*QueryRequest_Get) isQueryRequest_Ask() {}
@@ -203,6 +231,10 @@ func (*QueryRequest_Get) isQueryRequest_Ask() {}
 func (*QueryRequest_Hello) isQueryRequest_Ask() {}
 
 func (*QueryRequest_Probe) isQueryRequest_Ask() {}
+
+func (*QueryRequest_RoundTrips) isQueryRequest_Ask() {}
+
+func (*QueryRequest_NetworkFile) isQueryRequest_Ask() {}
 
 // HelloRequest asks a peer who it is and what it knows.
 type HelloRequest struct {
@@ -420,6 +452,8 @@ type QueryReply struct {
 	//	*QueryReply_Error
 	//	*QueryReply_Hello
 	//	*QueryReply_Probe
+	//	*QueryReply_RoundTrips
+	//	*QueryReply_NetworkFile
 	Part          isQueryReply_Part `protobuf_oneof:"part"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -507,6 +541,24 @@ func (x *QueryReply) GetProbe() *ProbeReply {
 	return nil
 }
 
+func (x *QueryReply) GetRoundTrips() *RoundTripsReply {
+	if x != nil {
+		if x, ok := x.Part.(*QueryReply_RoundTrips); ok {
+			return x.RoundTrips
+		}
+	}
+	return nil
+}
+
+func (x *QueryReply) GetNetworkFile() *NetworkFileReply {
+	if x != nil {
+		if x, ok := x.Part.(*QueryReply_NetworkFile); ok {
+			return x.NetworkFile
+		}
+	}
+	return nil
+}
+
 type isQueryReply_Part interface {
 	isQueryReply_Part()
 }
@@ -531,6 +583,14 @@ type QueryReply_Probe struct {
 	Probe *ProbeReply `protobuf:"bytes,5,opt,name=probe,proto3,oneof"`
 }
 
+type QueryReply_RoundTrips struct {
+	RoundTrips *RoundTripsReply `protobuf:"bytes,6,opt,name=round_trips,json=roundTrips,proto3,oneof"`
+}
+
+type QueryReply_NetworkFile struct {
+	NetworkFile *NetworkFileReply `protobuf:"bytes,7,opt,name=network_file,json=networkFile,proto3,oneof"`
+}
+
 func (*QueryReply_Rows) isQueryReply_Part() {}
 
 func (*QueryReply_End) isQueryReply_Part() {}
@@ -540,6 +600,10 @@ func (*QueryReply_Error) isQueryReply_Part() {}
 func (*QueryReply_Hello) isQueryReply_Part() {}
 
 func (*QueryReply_Probe) isQueryReply_Part() {}
+
+func (*QueryReply_RoundTrips) isQueryReply_Part() {}
+
+func (*QueryReply_NetworkFile) isQueryReply_Part() {}
 
 // HelloReply answers a hello.
 type HelloReply struct {
@@ -1066,13 +1130,16 @@ var File_gridbeam_v1_query_proto protoreflect.FileDescriptor
 
 const file_gridbeam_v1_query_proto_rawDesc = "" +
 	"\n" +
-	"\x17gridbeam/v1/query.proto\x12\vgridbeam.v1\"\xf0\x01\n" +
+	"\x17gridbeam/v1/query.proto\x12\vgridbeam.v1\x1a\x1agridbeam/v1/locality.proto\"\xf9\x02\n" +
 	"\fQueryRequest\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12.\n" +
 	"\x04find\x18\x02 \x01(\v2\x18.gridbeam.v1.FindRequestH\x00R\x04find\x12+\n" +
 	"\x03get\x18\x03 \x01(\v2\x17.gridbeam.v1.GetRequestH\x00R\x03get\x121\n" +
 	"\x05hello\x18\x04 \x01(\v2\x19.gridbeam.v1.HelloRequestH\x00R\x05hello\x121\n" +
-	"\x05probe\x18\x05 \x01(\v2\x19.gridbeam.v1.ProbeRequestH\x00R\x05probeB\x05\n" +
+	"\x05probe\x18\x05 \x01(\v2\x19.gridbeam.v1.ProbeRequestH\x00R\x05probe\x12A\n" +
+	"\vround_trips\x18\x06 \x01(\v2\x1e.gridbeam.v1.RoundTripsRequestH\x00R\n" +
+	"roundTrips\x12D\n" +
+	"\fnetwork_file\x18\a \x01(\v2\x1f.gridbeam.v1.NetworkFileRequestH\x00R\vnetworkFileB\x05\n" +
 	"\x03ask\"\x0e\n" +
 	"\fHelloRequest\"\x0e\n" +
 	"\fProbeRequest\"\xa3\x01\n" +
@@ -1085,14 +1152,17 @@ const file_gridbeam_v1_query_proto_rawDesc = "" +
 	"\aliteral\x18\x06 \x01(\bR\aliteral\"'\n" +
 	"\n" +
 	"GetRequest\x12\x19\n" +
-	"\bpeer_ids\x18\x01 \x03(\fR\apeerIds\"\x80\x02\n" +
+	"\bpeer_ids\x18\x01 \x03(\fR\apeerIds\"\x85\x03\n" +
 	"\n" +
 	"QueryReply\x12,\n" +
 	"\x04rows\x18\x01 \x01(\v2\x16.gridbeam.v1.QueryRowsH\x00R\x04rows\x12)\n" +
 	"\x03end\x18\x02 \x01(\v2\x15.gridbeam.v1.QueryEndH\x00R\x03end\x12/\n" +
 	"\x05error\x18\x03 \x01(\v2\x17.gridbeam.v1.QueryErrorH\x00R\x05error\x12/\n" +
 	"\x05hello\x18\x04 \x01(\v2\x17.gridbeam.v1.HelloReplyH\x00R\x05hello\x12/\n" +
-	"\x05probe\x18\x05 \x01(\v2\x17.gridbeam.v1.ProbeReplyH\x00R\x05probeB\x06\n" +
+	"\x05probe\x18\x05 \x01(\v2\x17.gridbeam.v1.ProbeReplyH\x00R\x05probe\x12?\n" +
+	"\vround_trips\x18\x06 \x01(\v2\x1c.gridbeam.v1.RoundTripsReplyH\x00R\n" +
+	"roundTrips\x12B\n" +
+	"\fnetwork_file\x18\a \x01(\v2\x1d.gridbeam.v1.NetworkFileReplyH\x00R\vnetworkFileB\x06\n" +
 	"\x04part\"\xbc\x01\n" +
 	"\n" +
 	"HelloReply\x12\x10\n" +
@@ -1161,41 +1231,49 @@ func file_gridbeam_v1_query_proto_rawDescGZIP() []byte {
 var file_gridbeam_v1_query_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_gridbeam_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_gridbeam_v1_query_proto_goTypes = []any{
-	(QueryErrorCode)(0),     // 0: gridbeam.v1.QueryErrorCode
-	(*QueryRequest)(nil),    // 1: gridbeam.v1.QueryRequest
-	(*HelloRequest)(nil),    // 2: gridbeam.v1.HelloRequest
-	(*ProbeRequest)(nil),    // 3: gridbeam.v1.ProbeRequest
-	(*FindRequest)(nil),     // 4: gridbeam.v1.FindRequest
-	(*GetRequest)(nil),      // 5: gridbeam.v1.GetRequest
-	(*QueryReply)(nil),      // 6: gridbeam.v1.QueryReply
-	(*HelloReply)(nil),      // 7: gridbeam.v1.HelloReply
-	(*ClassPopulation)(nil), // 8: gridbeam.v1.ClassPopulation
-	(*ProbeReply)(nil),      // 9: gridbeam.v1.ProbeReply
-	(*QueryRows)(nil),       // 10: gridbeam.v1.QueryRows
-	(*QueryRow)(nil),        // 11: gridbeam.v1.QueryRow
-	(*QueryEnd)(nil),        // 12: gridbeam.v1.QueryEnd
-	(*ClauseCount)(nil),     // 13: gridbeam.v1.ClauseCount
-	(*QueryError)(nil),      // 14: gridbeam.v1.QueryError
+	(QueryErrorCode)(0),        // 0: gridbeam.v1.QueryErrorCode
+	(*QueryRequest)(nil),       // 1: gridbeam.v1.QueryRequest
+	(*HelloRequest)(nil),       // 2: gridbeam.v1.HelloRequest
+	(*ProbeRequest)(nil),       // 3: gridbeam.v1.ProbeRequest
+	(*FindRequest)(nil),        // 4: gridbeam.v1.FindRequest
+	(*GetRequest)(nil),         // 5: gridbeam.v1.GetRequest
+	(*QueryReply)(nil),         // 6: gridbeam.v1.QueryReply
+	(*HelloReply)(nil),         // 7: gridbeam.v1.HelloReply
+	(*ClassPopulation)(nil),    // 8: gridbeam.v1.ClassPopulation
+	(*ProbeReply)(nil),         // 9: gridbeam.v1.ProbeReply
+	(*QueryRows)(nil),          // 10: gridbeam.v1.QueryRows
+	(*QueryRow)(nil),           // 11: gridbeam.v1.QueryRow
+	(*QueryEnd)(nil),           // 12: gridbeam.v1.QueryEnd
+	(*ClauseCount)(nil),        // 13: gridbeam.v1.ClauseCount
+	(*QueryError)(nil),         // 14: gridbeam.v1.QueryError
+	(*RoundTripsRequest)(nil),  // 15: gridbeam.v1.RoundTripsRequest
+	(*NetworkFileRequest)(nil), // 16: gridbeam.v1.NetworkFileRequest
+	(*RoundTripsReply)(nil),    // 17: gridbeam.v1.RoundTripsReply
+	(*NetworkFileReply)(nil),   // 18: gridbeam.v1.NetworkFileReply
 }
 var file_gridbeam_v1_query_proto_depIdxs = []int32{
 	4,  // 0: gridbeam.v1.QueryRequest.find:type_name -> gridbeam.v1.FindRequest
 	5,  // 1: gridbeam.v1.QueryRequest.get:type_name -> gridbeam.v1.GetRequest
 	2,  // 2: gridbeam.v1.QueryRequest.hello:type_name -> gridbeam.v1.HelloRequest
 	3,  // 3: gridbeam.v1.QueryRequest.probe:type_name -> gridbeam.v1.ProbeRequest
-	10, // 4: gridbeam.v1.QueryReply.rows:type_name -> gridbeam.v1.QueryRows
-	12, // 5: gridbeam.v1.QueryReply.end:type_name -> gridbeam.v1.QueryEnd
-	14, // 6: gridbeam.v1.QueryReply.error:type_name -> gridbeam.v1.QueryError
-	7,  // 7: gridbeam.v1.QueryReply.hello:type_name -> gridbeam.v1.HelloReply
-	9,  // 8: gridbeam.v1.QueryReply.probe:type_name -> gridbeam.v1.ProbeReply
-	8,  // 9: gridbeam.v1.HelloReply.class_counts:type_name -> gridbeam.v1.ClassPopulation
-	11, // 10: gridbeam.v1.QueryRows.rows:type_name -> gridbeam.v1.QueryRow
-	13, // 11: gridbeam.v1.QueryEnd.explanation:type_name -> gridbeam.v1.ClauseCount
-	0,  // 12: gridbeam.v1.QueryError.code:type_name -> gridbeam.v1.QueryErrorCode
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	15, // 4: gridbeam.v1.QueryRequest.round_trips:type_name -> gridbeam.v1.RoundTripsRequest
+	16, // 5: gridbeam.v1.QueryRequest.network_file:type_name -> gridbeam.v1.NetworkFileRequest
+	10, // 6: gridbeam.v1.QueryReply.rows:type_name -> gridbeam.v1.QueryRows
+	12, // 7: gridbeam.v1.QueryReply.end:type_name -> gridbeam.v1.QueryEnd
+	14, // 8: gridbeam.v1.QueryReply.error:type_name -> gridbeam.v1.QueryError
+	7,  // 9: gridbeam.v1.QueryReply.hello:type_name -> gridbeam.v1.HelloReply
+	9,  // 10: gridbeam.v1.QueryReply.probe:type_name -> gridbeam.v1.ProbeReply
+	17, // 11: gridbeam.v1.QueryReply.round_trips:type_name -> gridbeam.v1.RoundTripsReply
+	18, // 12: gridbeam.v1.QueryReply.network_file:type_name -> gridbeam.v1.NetworkFileReply
+	8,  // 13: gridbeam.v1.HelloReply.class_counts:type_name -> gridbeam.v1.ClassPopulation
+	11, // 14: gridbeam.v1.QueryRows.rows:type_name -> gridbeam.v1.QueryRow
+	13, // 15: gridbeam.v1.QueryEnd.explanation:type_name -> gridbeam.v1.ClauseCount
+	0,  // 16: gridbeam.v1.QueryError.code:type_name -> gridbeam.v1.QueryErrorCode
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_gridbeam_v1_query_proto_init() }
@@ -1203,11 +1281,14 @@ func file_gridbeam_v1_query_proto_init() {
 	if File_gridbeam_v1_query_proto != nil {
 		return
 	}
+	file_gridbeam_v1_locality_proto_init()
 	file_gridbeam_v1_query_proto_msgTypes[0].OneofWrappers = []any{
 		(*QueryRequest_Find)(nil),
 		(*QueryRequest_Get)(nil),
 		(*QueryRequest_Hello)(nil),
 		(*QueryRequest_Probe)(nil),
+		(*QueryRequest_RoundTrips)(nil),
+		(*QueryRequest_NetworkFile)(nil),
 	}
 	file_gridbeam_v1_query_proto_msgTypes[5].OneofWrappers = []any{
 		(*QueryReply_Rows)(nil),
@@ -1215,6 +1296,8 @@ func file_gridbeam_v1_query_proto_init() {
 		(*QueryReply_Error)(nil),
 		(*QueryReply_Hello)(nil),
 		(*QueryReply_Probe)(nil),
+		(*QueryReply_RoundTrips)(nil),
+		(*QueryReply_NetworkFile)(nil),
 	}
 	file_gridbeam_v1_query_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}

@@ -132,11 +132,14 @@ func (x *NetworkFile) GetCreated() int64 {
 
 // SignedNetworkFile is a NetworkFile with the signatures of its roots.
 type SignedNetworkFile struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Payload       []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`
-	Signatures    []*RootSignature       `protobuf:"bytes,2,rep,name=signatures,proto3" json:"signatures,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Payload    []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`
+	Signatures []*RootSignature       `protobuf:"bytes,2,rep,name=signatures,proto3" json:"signatures,omitempty"`
+	// extra is a NetworkExtra with its own signatures of the roots.
+	Extra           []byte           `protobuf:"bytes,3,opt,name=extra,proto3" json:"extra,omitempty"`
+	ExtraSignatures []*RootSignature `protobuf:"bytes,4,rep,name=extra_signatures,json=extraSignatures,proto3" json:"extra_signatures,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *SignedNetworkFile) Reset() {
@@ -179,6 +182,20 @@ func (x *SignedNetworkFile) GetPayload() []byte {
 func (x *SignedNetworkFile) GetSignatures() []*RootSignature {
 	if x != nil {
 		return x.Signatures
+	}
+	return nil
+}
+
+func (x *SignedNetworkFile) GetExtra() []byte {
+	if x != nil {
+		return x.Extra
+	}
+	return nil
+}
+
+func (x *SignedNetworkFile) GetExtraSignatures() []*RootSignature {
+	if x != nil {
+		return x.ExtraSignatures
 	}
 	return nil
 }
@@ -1023,12 +1040,14 @@ const file_gridbeam_v1_trust_proto_rawDesc = "" +
 	"\tthreshold\x18\x06 \x01(\rR\tthreshold\x12\x1c\n" +
 	"\tbootstrap\x18\a \x03(\tR\tbootstrap\x12\x1c\n" +
 	"\tadmission\x18\b \x01(\tR\tadmission\x12\x18\n" +
-	"\acreated\x18\t \x01(\x03R\acreated\"i\n" +
+	"\acreated\x18\t \x01(\x03R\acreated\"\xc6\x01\n" +
 	"\x11SignedNetworkFile\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x12:\n" +
 	"\n" +
 	"signatures\x18\x02 \x03(\v2\x1a.gridbeam.v1.RootSignatureR\n" +
-	"signatures\"A\n" +
+	"signatures\x12\x14\n" +
+	"\x05extra\x18\x03 \x01(\fR\x05extra\x12E\n" +
+	"\x10extra_signatures\x18\x04 \x03(\v2\x1a.gridbeam.v1.RootSignatureR\x0fextraSignatures\"A\n" +
 	"\rRootSignature\x12\x12\n" +
 	"\x04root\x18\x01 \x01(\fR\x04root\x12\x1c\n" +
 	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xa4\x01\n" +
@@ -1144,13 +1163,14 @@ var file_gridbeam_v1_trust_proto_goTypes = []any{
 }
 var file_gridbeam_v1_trust_proto_depIdxs = []int32{
 	2, // 0: gridbeam.v1.SignedNetworkFile.signatures:type_name -> gridbeam.v1.RootSignature
-	5, // 1: gridbeam.v1.Grant.limits:type_name -> gridbeam.v1.GrantLimits
-	8, // 2: gridbeam.v1.Attestation.evidence:type_name -> gridbeam.v1.CriterionEvidence
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	2, // 1: gridbeam.v1.SignedNetworkFile.extra_signatures:type_name -> gridbeam.v1.RootSignature
+	5, // 2: gridbeam.v1.Grant.limits:type_name -> gridbeam.v1.GrantLimits
+	8, // 3: gridbeam.v1.Attestation.evidence:type_name -> gridbeam.v1.CriterionEvidence
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_gridbeam_v1_trust_proto_init() }
