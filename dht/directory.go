@@ -70,7 +70,10 @@ type Directory struct {
 	rates   *rates
 	values  *boundedStore // what Kademlia stores for others
 	probes  *rates        // of what costs us dialling
-	started time.Time     // when New was called, by our clock
+	watches *rates        // of round trips that have to be measured first
+	sampled samples
+	around  surroundings
+	started time.Time // when New was called, by our clock
 	ready   chan struct{}
 	done    chan struct{}
 	kad     *kad.IpfsDHT // set before ready is closed
@@ -105,6 +108,7 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		values:   newBoundedStore(h.ID(), cfg.StoreBytes),
 		rates:    newRates(float64(cfg.QueryRate), 4*float64(cfg.QueryRate)),
 		probes:   newRates(0.1, 3),
+		watches:  newRates(0.5, 8),
 		started:  clock(),
 		ready:    make(chan struct{}),
 		done:     make(chan struct{}),

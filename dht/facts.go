@@ -72,6 +72,7 @@ type facts struct {
 	agent     word
 	kinds     word // joined by 0 bytes: most nodes have the same
 	nums      [numNodeFields]float64
+	marks     marks
 	tombstone bool
 }
 
@@ -133,7 +134,7 @@ func known[T uint32 | uint64](v *T, unit float64) float64 {
 }
 
 func factsOf(c *pb.Capability) facts {
-	f := facts{place: unique.Make(placeOf(c.GetLocation())), tombstone: c.GetTombstone(), agent: wordOf(c.GetAgent())}
+	f := facts{place: unique.Make(placeOf(c.GetLocation())), marks: marksOf(c.GetLocation()), tombstone: c.GetTombstone(), agent: wordOf(c.GetAgent())}
 	for i := range f.nums {
 		f.nums[i] = math.NaN()
 	}

@@ -47,14 +47,21 @@ type Query struct {
 	// Explain counts what each clause did; it costs a full evaluation of each row.
 	Explain bool
 	// Local knows what only the asker can know of a peer: round trip in ms and reputation, NaN = unknown.
-	// nil knows nothing. Neither it nor Verify may call the Directory, which waits for them.
-	// Without it peers are pinged where a filter asks for round trips.
+	// nil knows nothing. None of these functions may call the Directory, which waits for them.
+	// Without it, and without Maybe, peers are pinged where a filter asks for round trips.
 	Local func(peer.ID) (rttMs, reputation float64)
+	// Maybe keeps nodes too for which only what Local and Verify do not know could tell, and lets an estimate stand for
+	// a round trip that Local does not know: one above 1.5 times what the filter asks for rules out. The asker pings who
+	// is left, and asks Again.
+	Maybe bool
+	// Refuted says whether what a node claims of its place is known to be false (CheckRegions): its place is unknown
+	// then. nil takes every claim.
+	Refuted func(peer.ID) bool
 	// Verify says whether an issuer that the asker accepts has signed this label of the peer's, and the
 	// label still holds. nil accepts no issuer, so that verified(..) is unknown.
 	Verify func(peer.ID, *pb.Label) bool
 
-	maybe bool // keep what only a better look can decide
+	guess func(peer.ID, *marks) float64 // estimates a round trip in ms, NaN unknown
 }
 
 // Candidate is a node that matches.
@@ -152,7 +159,7 @@ func newAsking(query Query, now time.Time, forAnother bool) *asking {
 	for _, c := range all {
 		keep := yes
 		switch {
-		case (forAnother || query.maybe) && askersOwn(c.of):
+		case (forAnother || query.Maybe) && askersOwn(c.of):
 			keep = unknown
 		case c.implied && isMIG(c.of): // a node without GPUs has no slices: what was written decides about it
 			keep = unknown
@@ -448,6 +455,9 @@ func mix(h uint64) uint64 {
 // records, asks each node for its own record and heartbeat and falls back to the DHT's copy. It returns
 // ErrNoServers when no DHT server can be asked, ErrNoIndex when ViaIndex finds no index peer that answers.
 func (d *Directory) Find(ctx context.Context, query Query) ([]Candidate, Explanation, error) {
+	if query.Maybe {
+		query.guess = d.guesser(query.Filter)
+	}
 	switch {
 	case asksRoundTrips(&query):
 		return d.findNear(ctx, query)

@@ -311,6 +311,8 @@ func FuzzReplies(f *testing.F) {
 	for _, req := range []*pb.QueryRequest{
 		{Format: 1, Ask: &pb.QueryRequest_Hello{Hello: &pb.HelloRequest{}}},
 		{Format: 1, Ask: &pb.QueryRequest_Probe{Probe: &pb.ProbeRequest{}}},
+		{Format: 1, Ask: &pb.QueryRequest_RoundTrips{RoundTrips: &pb.RoundTripsRequest{PeerIds: [][]byte{[]byte("x"), []byte(identityOf(f, 1).id)}}}},
+		{Format: 1, Ask: &pb.QueryRequest_NetworkFile{NetworkFile: &pb.NetworkFileRequest{}}},
 		{Format: 1, Ask: &pb.QueryRequest_Find{Find: &pb.FindRequest{Filter: `gpu.free >= 4 && node.rtt_ms < 3`, Limit: 7, Explain: true, MaxAgeS: 9, Cursor: make([]byte, 16)}}},
 		{Format: 1, Ask: &pb.QueryRequest_Get{Get: &pb.GetRequest{PeerIds: [][]byte{[]byte(me.id)}}}},
 	} {
@@ -343,6 +345,8 @@ func FuzzReadAnswer(f *testing.F) {
 		{Part: &pb.QueryReply_End{End: &pb.QueryEnd{Matched: 3, Cursor: make([]byte, 16)}}},
 		{Part: &pb.QueryReply_Hello{Hello: &pb.HelloReply{Now: 5, YourAddress: []byte{4, 1, 2, 3, 4}, ClassCounts: []*pb.ClassPopulation{{Model: "x", Nodes: 3}}}}},
 		{Part: &pb.QueryReply_Probe{Probe: &pb.ProbeReply{Seq: 3, BeatAgeMs: p32(4)}}},
+		{Part: &pb.QueryReply_RoundTrips{RoundTrips: &pb.RoundTripsReply{RoundTrips: []*pb.RoundTrip{{PeerId: []byte("x"), RttUs: 5}}}}},
+		{Part: &pb.QueryReply_NetworkFile{NetworkFile: &pb.NetworkFileReply{Signed: []byte("x")}}},
 		errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_RATE, "slow", 0, time.Second),
 	} {
 		frame := &frames{}

@@ -83,43 +83,71 @@ func (d *Directory) ping(ctx context.Context, id peer.ID) (best time.Duration, o
 			best, ok = r.RTT, true
 		}
 	}
+	if ok {
+		d.sampled.put(id, best, d.now())
+	}
 	return best, ok
 }
 
-// estimate is what earlier traffic told of a peer's round trip in ms, NaN when there was none.
-func (d *Directory) estimate(id peer.ID) float64 {
+// Estimate is what is known of a peer's round trip in ms without asking it: what traffic with it told while it is
+// connected or lately was, else the way over the landmarks that its record and we have in common, else NaN.
+func (d *Directory) Estimate(id peer.ID, c *pb.Capability) float64 {
+	own, m := d.LandmarkRTTs(), marksOf(c.GetLocation())
+	return d.estimate(id, &m, &own)
+}
+
+func (d *Directory) estimate(id peer.ID, m *marks, own *LandmarkRTTs) float64 {
 	if l := d.host.Peerstore().LatencyEWMA(id); l > 0 {
-		return float64(l) / float64(time.Millisecond)
+		if _, lately := d.sampled.get(id, sampleFresh, d.now()); lately || d.connected(id) {
+			return float64(l) / float64(time.Millisecond)
+		}
 	}
-	return math.NaN()
+	return m.to(own)
+}
+
+// guesser estimates for a filter; nil where a short estimate rules nothing out.
+func (d *Directory) guesser(f *protocol.Filter) func(peer.ID, *marks) float64 {
+	if f == nil || slices.ContainsFunc(f.Clauses(), func(c protocol.FilterNode) bool { return wantsFar(c, false) }) {
+		return nil
+	}
+	own := d.LandmarkRTTs()
+	return func(id peer.ID, m *marks) float64 { return d.estimate(id, m, &own) }
 }
 
 // findNear answers a query about round trips for an asker who has measured none: candidates whose estimate is at
 // most 1.5 times what is wanted, or unknown, are pinged, those with the best estimates first; then the filter is
 // evaluated with what the pings gave.
 func (d *Directory) findNear(ctx context.Context, query Query) ([]Candidate, Explanation, error) {
+	d.knowWhere(ctx)
 	wide := query
-	wide.maybe, wide.Limit = true, 0
+	wide.Maybe, wide.Limit = true, 0
 	wide.Local = func(peer.ID) (float64, float64) { return math.NaN(), math.NaN() }
-	if !slices.ContainsFunc(query.Filter.Clauses(), func(c protocol.FilterNode) bool { return wantsFar(c, false) }) {
-		wide.Local = func(id peer.ID) (float64, float64) { return d.estimate(id) / estimateSlack, math.NaN() }
-	}
 	found, ex, err := d.Find(ctx, wide)
 	if err != nil {
 		return nil, ex, err
 	}
-	ids := make([]peer.ID, len(found))
+	own := d.LandmarkRTTs()
+	ids, estimates := make([]peer.ID, len(found)), make(map[peer.ID]float64, len(found))
 	for i := range found {
-		ids[i] = found[i].Peer
-		d.placed(found[i].Peer, found[i].Capability)
+		id, m := found[i].Peer, marksOf(found[i].Capability.GetLocation())
+		ids[i], estimates[id] = id, d.estimate(id, &m, &own)
+		d.placed(id, found[i].Capability)
 	}
-	measured := d.Measure(ctx, nearestFirst(ids, d.estimate, 3*query.Limit))
+	measured := d.Measure(ctx, nearestFirst(ids, func(id peer.ID) float64 { return estimates[id] }, 3*query.Limit))
 	query.Local = func(id peer.ID) (float64, float64) {
 		if rtt, ok := measured[id]; ok {
 			return float64(rtt) / float64(time.Millisecond), math.NaN()
 		}
 		return math.NaN(), math.NaN()
 	}
+	out, matched := d.Again(query, found)
+	ex.Matched, ex.PeersAsked, ex.PeersFailed = matched, ex.PeersAsked+min(len(ids), MaxMeasured), ex.PeersFailed+min(len(ids), MaxMeasured)-len(measured)
+	return out, ex, nil
+}
+
+// Again holds candidates that Find gave against a query once more, for an asker who has learnt what only it can know;
+// nobody is asked. It returns those that match, and how many do before Limit.
+func (d *Directory) Again(query Query, found []Candidate) ([]Candidate, int) {
 	x := newReplica(max(1, len(found)))
 	now := d.now()
 	for _, c := range found {
@@ -131,8 +159,7 @@ func (d *Directory) findNear(ctx context.Context, query Query) ([]Candidate, Exp
 		x.learn(a, now)
 	}
 	out, own := newAsking(query, now, false).run(x)
-	ex.Matched, ex.PeersAsked, ex.PeersFailed = own.Matched, ex.PeersAsked+min(len(ids), MaxMeasured), ex.PeersFailed+min(len(ids), MaxMeasured)-len(measured)
-	return out, ex, nil
+	return out, own.Matched
 }
 
 // wantsFar says whether an expression may hold because a round trip is long: then a short estimate rules nothing out.
@@ -170,5 +197,5 @@ func nearestFirst(ids []peer.ID, estimate func(peer.ID) float64, most int) []pee
 
 // asksRoundTrips says whether a query needs pings.
 func asksRoundTrips(q *Query) bool {
-	return q.Local == nil && q.Filter != nil && q.Filter.Mentions(protocol.FieldNodeRTTMs)
+	return q.Local == nil && !q.Maybe && q.Filter != nil && q.Filter.Mentions(protocol.FieldNodeRTTMs)
 }

@@ -148,8 +148,12 @@ func (d *Directory) replies(ctx context.Context, who asker, raw []byte) func(yie
 				return
 			}
 			yield(&pb.QueryReply{Part: &pb.QueryReply_Probe{Probe: d.probe(ctx, who)}})
+		case *pb.QueryRequest_RoundTrips:
+			d.replyRoundTrips(ctx, who, ask.RoundTrips, yield)
+		case *pb.QueryRequest_NetworkFile:
+			yield(&pb.QueryReply{Part: &pb.QueryReply_NetworkFile{NetworkFile: d.networkFile()}})
 		default:
-			yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_FORMAT, "this peer answers find, get, hello and probe", 0, 0))
+			yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_FORMAT, "this peer answers find, get, hello, probe, round trips and its network file", 0, 0))
 		}
 	}
 }

@@ -159,7 +159,7 @@ func readAnswer(r io.Reader, most int, take func(*pb.QueryRow)) (*pb.QueryReply,
 			for _, row := range part.Rows.GetRows() {
 				take(row)
 			}
-		case *pb.QueryReply_End, *pb.QueryReply_Hello, *pb.QueryReply_Probe:
+		case *pb.QueryReply_End, *pb.QueryReply_Hello, *pb.QueryReply_Probe, *pb.QueryReply_RoundTrips, *pb.QueryReply_NetworkFile:
 			return reply, nil
 		case *pb.QueryReply_Error:
 			if part.Error.GetCode() == pb.QueryErrorCode_QUERY_ERROR_CODE_RATE {

@@ -98,6 +98,8 @@ type simWorld struct {
 	hosts []*simHost
 	boot  []peer.AddrInfo
 
+	network *protocol.NetworkFile // whose landmarks are measured every 10 min; nil for none
+
 	lies     atomic.Int64 // false records that hostile servers gave
 	withheld atomic.Int64 // of what they said that they keep
 
@@ -119,6 +121,7 @@ type simHost struct {
 	announce *Announcer
 	seq      uint64 // survives crashes
 	model    string
+	place    string   // that it claims
 	records  [][]byte // that it signed, the latest last
 	beats    [][]byte
 }
@@ -150,6 +153,10 @@ func (h *simHost) Record(seq uint64, issued, expires time.Time, leaving bool) ([
 	}
 	for _, a := range h.AddrInfo().Addrs {
 		c.Addrs = append(c.Addrs, a.Bytes())
+	}
+	c.Location = &pb.Location{Country: h.place}
+	if own := h.dir.LandmarkRTTs(); own.RTT != nil {
+		c.Location.LandmarkEpoch, c.Location.LandmarkRtt = &own.Epoch, own.RTT
 	}
 	raw, err := protocol.SealCapability(h.key, c)
 	if err == nil {
@@ -224,6 +231,14 @@ func (h *simHost) main(ctx context.Context, env testnet.Env) error {
 	if h.hostile > 0 {
 		all.Go(func() { h.evil(serving, d, gossip) })
 	}
+	if h.w.network != nil {
+		d.SetNetwork(*h.w.network)
+		all.Go(func() {
+			if err := d.Locate(serving, LocateConfig{Every: 10 * time.Minute, Again: time.Minute, Changed: a.RecordChanged}); err != nil {
+				h.w.t.Errorf("landmarks of %d: %v", h.at, err)
+			}
+		})
+	}
 	if !h.index || h.hostile == 0 {
 		watch := DefaultWatch()
 		watch.Anchors, watch.Unseen = h.w.boot, a.RecordChanged
@@ -239,7 +254,7 @@ func (h *simHost) main(ctx context.Context, env testnet.Env) error {
 }
 
 // newSim starts a network of n hosts, of which three are index peers and a share is hostile.
-func newSim(t *testing.T, seed uint64, n int, hostile float64) *simWorld {
+func newSim(t *testing.T, seed uint64, n int, hostile float64, change ...func(*simWorld)) *simWorld {
 	t.Helper()
 	w := &simWorld{t: t, net: testnet.New(t, testnet.Options{Seed: seed}), k: 20, signed: map[string]bool{}}
 	models := []string{"nvidia-h100-80gb-sxm", "nvidia-l4-24gb", "nvidia-rtx-4090-24gb"}
@@ -253,6 +268,9 @@ func newSim(t *testing.T, seed uint64, n int, hostile float64) *simWorld {
 		if h.index {
 			w.boot = append(w.boot, h.AddrInfo())
 		}
+	}
+	for _, f := range change {
+		f(w)
 	}
 	for i, h := range w.hosts {
 		h.Start()

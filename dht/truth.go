@@ -89,10 +89,10 @@ func compileCompare(n *protocol.FilterCompare) predicate {
 	case protocol.KindVersion:
 		return compileVersion(n)
 	case protocol.KindPlace:
-		return negate(n.Op, func(e *node, _ *group, _ *look) truth {
+		return negate(n.Op, func(e *node, _ *group, l *look) truth {
 			t := no
 			for i := range n.Values {
-				t = max(t, e.within(&n.Values[i].Place))
+				t = max(t, e.within(&n.Values[i].Place, l))
 			}
 			return t
 		})
@@ -111,12 +111,20 @@ func compileCompare(n *protocol.FilterCompare) predicate {
 	}
 }
 
-func (n *node) within(p *protocol.Place) truth {
-	in, known := p.Contains(n.place.Value())
+func (n *node) within(p *protocol.Place, l *look) truth {
+	in, known := p.Contains(n.claimed(l))
 	if !known {
 		return unknown
 	}
 	return truthOf(in)
+}
+
+// claimed is where the node says that it is, as long as the asker does not know better.
+func (n *node) claimed(l *look) protocol.Place {
+	if l.Refuted != nil && l.Refuted(n.id) {
+		return protocol.Place{}
+	}
+	return n.place.Value()
 }
 
 func compileModel(values []protocol.FilterValue) predicate {
@@ -186,8 +194,8 @@ func compileText(t protocol.FilterTerm, values []protocol.FilterValue) predicate
 	case protocol.FieldCPUArch:
 		return plain(func(n *node, _ *group) word { return n.arch })
 	case protocol.FieldNodeCountry:
-		return func(n *node, _ *group, _ *look) truth {
-			c := n.place.Value().Country
+		return func(n *node, _ *group, l *look) truth {
+			c := n.claimed(l).Country
 			if c == "" {
 				return unknown
 			}
@@ -294,7 +302,13 @@ func numberOf(f protocol.FilterField) func(n *node, g *group, l *look) float64 {
 			return l.now.Sub(millis(n.upSince)).Seconds()
 		}
 	case protocol.FieldNodeRTTMs:
-		return func(n *node, _ *group, l *look) float64 { rtt, _ := l.local(n.id); return rtt }
+		return func(n *node, _ *group, l *look) float64 {
+			rtt, _ := l.local(n.id)
+			if rtt != rtt && l.guess != nil {
+				return l.guess(n.id, &n.marks) / estimateSlack
+			}
+			return rtt
+		}
 	case protocol.FieldNodeReputation:
 		return func(n *node, _ *group, l *look) float64 { _, rep := l.local(n.id); return rep }
 	default:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -198,7 +199,7 @@ func TestEstimatesAreUpperBoundsWhateverTheLandmarks(t *testing.T) {
 		if fewer := LandmarkRTT(va[:n/2], vb[:n/2]); fewer < got {
 			t.Fatalf("%g by half of the landmarks, %g by all", fewer, got)
 		}
-		if longer := LandmarkRTT(append(va, 1), vb); longer != got {
+		if longer := LandmarkRTT(slices.Concat(va, []byte{1}), vb); longer != got {
 			t.Fatal("a landmark that only one has counts")
 		}
 	}
