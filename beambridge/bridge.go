@@ -221,6 +221,7 @@ func (b *Bridge) assemble(ctx context.Context) error {
 	if b.dir, err = dht.New(cfg, b.host.Host(), b.gossip, b.cfg.Clock, newRand(), b.log); err != nil {
 		return err
 	}
+	b.dir.SetNetwork(b.network)
 	judge, err := reputation.NewBook(reputation.DefaultConfig())
 	if err != nil {
 		return err
@@ -315,6 +316,7 @@ func (b *Bridge) serveAll(ctx context.Context, stop func(), made bool) error {
 	g.Go(func() error { return b.greet(gctx) })
 	g.Go(func() error { return b.crier(gctx) })
 	g.Go(func() error { return b.announceSelf(gctx) })
+	g.Go(func() error { return b.dir.Locate(gctx, dht.DefaultLocate()) })
 	if err = b.serve(); err == nil {
 		err = b.engine.post(ctx, func(t *turn) { t.then(func(error) { b.engine.resume() }) })
 	}

@@ -55,6 +55,12 @@ type Config struct {
 	// NoResearch asks researchers to leave this node out of what they keep and publish (protocol.LabelResearch).
 	// Default false.
 	NoResearch bool
+	// Place is where its owner says that the machine is, as precisely as the record may tell it
+	// (protocol.Place.Cut). Default: nothing is said.
+	Place protocol.Place
+	// NoLandmarks keeps the round trips to the network's landmarks out of the record, by which others estimate how far
+	// they are before they ping. Default false.
+	NoLandmarks bool
 	// Ask is the price in micro-USD per slot-hour. Default 0: free.
 	Ask uint64
 	// Slots is how many chunks run at once. Default 0: one per core, less where memory is short (512 MiB
@@ -128,6 +134,9 @@ func (c Config) Validate() error {
 		return bad("Labels", "has %d, at most %d fit a record", len(c.Labels), maxLabels)
 	case c.Clock == nil:
 		return bad("Clock", "is nil")
+	}
+	if err := checkPlace(c.Place); err != nil {
+		return bad("Place", "is %+v: %s", c.Place, err)
 	}
 	for i, a := range c.Join {
 		if _, err := peer.AddrInfoFromP2pAddr(a); err != nil {

@@ -232,7 +232,7 @@ func (s *site) status() Status {
 	state, why := s.judge()
 	st := Status{
 		PeerID: s.host.ID(), Version: s.cfg.Version, PID: os.Getpid(), Started: s.node.started, State: state, Why: why, Slots: s.book.slots,
-		Ask: s.speaker.ask, Inventory: s.inventory(), Directory: s.dir.Servers(), Standing: standingOf(s.dir.Standing()),
+		Ask: s.speaker.ask, Inventory: s.inventory(), Directory: s.dir.Servers(), Standing: standingOf(s.dir.Standing()), Place: s.placeStatus(),
 		Addresses: []string{}, Reachability: s.reach(), Networks: []NetworkStatus{}, Executors: []string{}, Jobs: []JobStatus{}, Leases: []LeaseStatus{}, Bridges: []BridgeStatus{},
 	}
 	s.mu.Lock()

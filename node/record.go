@@ -30,13 +30,18 @@ type speaker struct {
 	operator   crypto.PrivKey
 	labels     []*pb.Label
 	noResearch bool
-	version    string
-	started    time.Time
-	ask        uint64
-	kinds      []string
-	wall       time.Duration
-	networks   []protocol.NetworkFile
-	backends   []*offered
+	// place is where the owner says that the machine is; landmarks are its round trips to them, told unless noLandmarks.
+	place       protocol.Place
+	noLandmarks bool
+	landmarks   func() dht.LandmarkRTTs
+
+	version  string
+	started  time.Time
+	ask      uint64
+	kinds    []string
+	wall     time.Duration
+	networks []protocol.NetworkFile
+	backends []*offered
 	// addrs are where the node can be reached, reach is how, empty while it is not known.
 	addrs func() []multiaddr.Multiaddr
 	reach func() p2p.Reachability
@@ -90,6 +95,7 @@ func (s *speaker) describe(c *pb.Capability, issued time.Time) (uuids [][]string
 	if how := s.reach(); how != p2p.ReachableUnknown && how != p2p.Unreachable {
 		c.Network.Reachability = string(how)
 	}
+	c.Location = s.location()
 	c.Policy = &pb.PolicyHint{PriceUusdPerHour: &s.ask, Kinds: s.kinds, Egress: "none", NeedsGrant: proto.Bool(true), MaxJobS: proto.Uint32(uint32(min(s.wall/time.Second, 1<<31)))}
 	if s.operator != nil {
 		l, err := protocol.SignLabel(s.operator, s.self, protocol.LabelOperator, "node", issued.Add(labelLife))

@@ -142,6 +142,7 @@ func (s *site) newSpeaker(inv Inventory) *speaker {
 		self: s.host.ID(), key: s.host.Key(), operator: c.OperatorKey, labels: c.Labels, noResearch: c.NoResearch, version: c.Version, started: s.node.started,
 		ask: max(c.Ask, c.Policy.MinPrice), kinds: c.Policy.Kinds, wall: c.Policy.Limits.Wall, networks: c.Networks, backends: s.backends, inv: inv,
 		addrs: func() []multiaddr.Multiaddr { return s.host.Told() },
+		place: c.Place, noLandmarks: c.NoLandmarks, landmarks: func() dht.LandmarkRTTs { return s.dir.LandmarkRTTs() },
 		reach: s.reach,
 		load: func() load {
 			state, _ := s.judge()
@@ -174,6 +175,9 @@ func (s *site) newDirectory() (err error) {
 	s.gossip = newGossip(s.host)
 	if s.dir, err = dht.New(dc, s.host.Host(), s.gossip, s.cfg.Clock, rnd(), s.log); err != nil {
 		return err
+	}
+	if len(s.cfg.Networks) > 0 {
+		s.dir.SetNetwork(s.cfg.Networks[0])
 	}
 	s.announce, err = dht.NewAnnouncer(s.dir, s.cfg.Schedule, s.speaker, s.book, rnd())
 	return err
@@ -357,7 +361,7 @@ func (s *site) run(ctx context.Context) error {
 	defer stopServing()
 	speaking, stopSpeaking := context.WithCancel(s.life)
 	defer stopSpeaking()
-	ended := make(chan error, 6) // one for each of the six below
+	ended := make(chan error, 7) // one for each of the seven below
 	var parts sync.WaitGroup
 	part := func(f func(ctx context.Context) error, ctx context.Context) {
 		parts.Go(func() { ended <- f(ctx) })
@@ -366,6 +370,7 @@ func (s *site) run(ctx context.Context) error {
 	part(s.net.Run, serving)
 	part(s.observe, serving)
 	part(s.roam, serving)
+	part(s.locate, serving)
 	if s.control != nil {
 		part(func(ctx context.Context) error { return serveControl(ctx, s.control, s.node) }, serving)
 	}

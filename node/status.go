@@ -57,6 +57,8 @@ type Status struct {
 	Selling Selling `json:"selling"`
 	// Labels are what its record says of it besides.
 	Labels []LabelStatus `json:"labels,omitempty"`
+	// Place is what its record says of where it is.
+	Place PlaceStatus `json:"place"`
 	// Profiles compare it with the minimum specifications of reward policies.
 	Profiles []ProfileStatus `json:"profiles"`
 	// Directory is how many servers of the directory are known; 0 means that nobody learns of the node.

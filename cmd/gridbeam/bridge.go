@@ -255,7 +255,7 @@ func networkCommand() *cobra.Command {
 		return out.object(c.OutOrStdout(), v, func(w io.Writer) { _, _ = fmt.Fprintln(w, v.Invitation) })
 	}}
 	out.flag(invite, false)
-	return group("network", "Networks: who may join them, who is in them, and what is said of their nodes", append([]*cobra.Command{invite, labelCommand()}, surveyCommands()...)...)
+	return group("network", "Networks: who may join them, who is in them, and what is said of their nodes", append([]*cobra.Command{invite, labelCommand(), landmarksCommand()}, surveyCommands()...)...)
 }
 
 func goesOn(jobs int) string {

@@ -38,6 +38,16 @@ type nodeFile struct {
 	MinIsolation string   `yaml:"min_isolation"`
 	Labels       []string `yaml:"labels"`
 	Research     *bool    `yaml:"research"`
+	Location     location `yaml:"location"`
+}
+
+// location is node.yaml's word for where the machine is.
+type location struct {
+	Region      string `yaml:"region"`
+	Country     string `yaml:"country"`
+	Subdivision string `yaml:"subdivision"`
+	Precision   string `yaml:"precision"`
+	Landmarks   *bool  `yaml:"landmarks"`
 }
 
 const nodeFileName = "node.yaml"
@@ -70,6 +80,10 @@ const nodeFileText = `# How this machine is offered. Each line shows its default
 # What the record says besides: key=value is this node's own claim, which can be searched for and earns nothing; the text that
 # "gridbeam network label" prints is the word of its issuer.
 #labels: []
+# Where this machine is: region (eu, noram, latam, apac, mea), country (DE), subdivision (DE-BE). Nothing is said unless you state
+# it. precision (none, macro, country or subdivision) says how much of it the record tells; all of it unless you say less.
+# landmarks: false keeps the measured round trips to the network's landmarks out of the record, too: they say roughly where it is.
+#location: {country: DE, subdivision: BE, precision: macro, landmarks: true}
 # false asks researchers to leave this node out of what they keep and publish.
 #research: true
 `
@@ -81,6 +95,7 @@ type nodeFlags struct {
 	yes, local   bool
 	price        string
 	isolation    string
+	region       string
 	labels       []string
 	slots        int
 	mdns         bool
@@ -163,6 +178,7 @@ invitation that the bridge prints: gridbeam node run --join gridbeam:... A bare 
 	fl.IntVar(&f.slots, "slots", 0, "chunks that run at once (default: one per core)")
 	fl.StringVar(&f.isolation, "min-isolation", "", "least isolation for code of others: strong (default) runs WebAssembly only; shared also runs Python functions, in namespaces of this kernel")
 	fl.StringArrayVar(&f.labels, "label", nil, "key=value that the record claims, or a signed label that gridbeam network label has printed; repeatable")
+	fl.StringVar(&f.region, "region", "", "where this machine is, for all to see: a region (eu), country (DE) or subdivision (DE-BE); none says nothing (default: location in "+nodeFileName+", else nothing)")
 	fl.BoolVar(&f.mdns, "mdns", true, "find peers in the local network")
 	fl.BoolVar(&f.local, "local", false, "one machine or LAN: do not ask others whether this machine can be reached (default: when all known peers are local)")
 	fl.DurationVar(&f.drain, "drain", 5*time.Second, "how long running chunks may go on after Ctrl-C")
@@ -266,6 +282,7 @@ func writeNode(w io.Writer, s *node.Status) {
 			p("label      %s", labelText(&l))
 		}
 	}
+	writePlace(p, &s.Place)
 	for _, n := range s.Networks {
 		p("network    %s %q", n.ID, printable(n.Name))
 	}

@@ -66,6 +66,10 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 	if err := file.policy(&cfg.Policy); err != nil {
 		return cfg, err
 	}
+	if cfg.Place, err = nodePlace(f.region, &file.Location); err != nil {
+		return cfg, err
+	}
+	cfg.NoLandmarks = file.Location.Landmarks != nil && !*file.Location.Landmarks
 	cfg.NoResearch = file.Research != nil && !*file.Research
 	if f.isolation != "" {
 		cfg.Policy.MinIsolation = f.isolation
@@ -185,7 +189,7 @@ func joinNetworks(c *cobra.Command, f *nodeFlags, dir string, cfg *node.Config) 
 	add := func(n protocol.NetworkFile) {
 		for i := range cfg.Networks {
 			if cfg.Networks[i].ID == n.ID {
-				if n.Succeeds(&cfg.Networks[i]) == nil {
+				if n.Supersedes(&cfg.Networks[i]) {
 					cfg.Networks[i] = n
 				}
 				return
