@@ -59,7 +59,6 @@ func TestLandmarksAreNamedShownAndSignedByEachRoot(t *testing.T) {
 		"/ip4/203.0.113.7/tcp/4001": "does not end in /p2p/", mark + "x": "unknown place", strings.TrimSuffix(mark, "DE") + "eu": "want a country or subdivision",
 		mark + " --clear": "one of the three", mark: "say --to FILE", mark + " " + mark: "twice", mark + " --key " + path("none"): "none",
 	} {
-		want := want
 		code := exitUsage
 		if strings.Contains(args, "--key") {
 			code = exitFailed

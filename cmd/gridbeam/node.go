@@ -104,7 +104,7 @@ type nodeFlags struct {
 }
 
 func nodeCommand() *cobra.Command {
-	return group("node", "Offer this machine", nodeInitCommand(), nodeRunCommand(), nodeStatusCommand(), nodeSpecsCommand(),
+	return group("node", "Offer this machine", nodeInitCommand(), nodeRunCommand(), nodeStatusCommand(), nodeSpecsCommand(), nodeDoctorCommand(),
 		nodeControl("pause", "Take no new work; what runs goes on", func(ctx context.Context, c *node.Control, _ time.Duration) error { return c.Pause(ctx) }),
 		nodeControl("resume", "Take work again", func(ctx context.Context, c *node.Control, _ time.Duration) error { return c.Resume(ctx) }),
 		nodeControl("drain", "Take no new work, let what runs end or hand it back, then stay idle", func(ctx context.Context, c *node.Control, d time.Duration) error { return c.Drain(ctx, d) }),
@@ -202,22 +202,11 @@ func runNode(c *cobra.Command, f *nodeFlags) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making the data directory: %w", err)
 	}
-	wcfg := wasm.DefaultConfig()
-	wcfg.CacheDir = filepath.Join(dir, "cache", "wasm")
-	wcfg.CompileTimeout = 2 * time.Minute // a large module on a busy machine with one slow core
-	backend, err := wasm.New(wcfg, log)
+	backends, shut, err := nodeBackends(dir, &cfg, log)
 	if err != nil {
 		return err
 	}
-	functions, sandboxes, err := sandboxBackend(dir, &cfg, log)
-	if err != nil {
-		return errors.Join(err, backend.Close())
-	}
-	shut := backend.Close
-	if sandboxes != nil {
-		shut = func() error { return errors.Join(backend.Close(), sandboxes.Close()) }
-	}
-	n, err := node.New(cfg, append([]node.Backend{{Executor: backend, InProcess: true}}, functions...), log)
+	n, err := node.New(cfg, backends, log)
 	if err != nil {
 		return errors.Join(err, shut())
 	}
@@ -235,6 +224,26 @@ func runNode(c *cobra.Command, f *nodeFlags) error {
 	case err = <-done:
 	}
 	return errors.Join(explainStart(err), shut())
+}
+
+// nodeBackends are what a node runs tasks with; shut ends them.
+func nodeBackends(dir string, cfg *node.Config, log *slog.Logger) (all []node.Backend, shut func() error, err error) {
+	wcfg := wasm.DefaultConfig()
+	wcfg.CacheDir = filepath.Join(dir, "cache", "wasm")
+	wcfg.CompileTimeout = 2 * time.Minute // a large module on a busy machine with one slow core
+	backend, err := wasm.New(wcfg, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	functions, sandboxes, err := sandboxBackend(dir, cfg, log)
+	if err != nil {
+		return nil, nil, errors.Join(err, backend.Close())
+	}
+	shut = backend.Close
+	if sandboxes != nil {
+		shut = func() error { return errors.Join(backend.Close(), sandboxes.Close()) }
+	}
+	return append([]node.Backend{{Executor: backend, InProcess: true}}, functions...), shut, nil
 }
 
 // explainStart gives the errors of a start their exit code.

@@ -1,0 +1,203 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/gridbeam/gridbeam/node/gpu"
+	"github.com/gridbeam/gridbeam/p2p"
+)
+
+// Level says how bad a finding is.
+type Level string
+
+// The levels.
+const (
+	OK      Level = "ok"    // OK: as it should be.
+	Warning Level = "warn"  // Warning: the node works, less well or for fewer than it could.
+	Failure Level = "error" // Failure: the node gets no work, or part of it cannot be used.
+)
+
+// Finding is one thing that was looked at.
+type Finding struct {
+	// Level says how bad it is.
+	Level Level `json:"level"`
+	// Check is what was looked at, a word.
+	Check string `json:"check"`
+	// What was found.
+	What string `json:"what"`
+	// Fix says what to do; empty for what is as it should be.
+	Fix string `json:"fix,omitempty"`
+}
+
+// Bounds of Findings.
+const (
+	littleDisk   = 5 << 30 // what a job gets that does not say what it needs
+	littleMemory = 2 << 30
+	clockWarns   = 5 * time.Second  // discovery.md 2
+	clockFails   = 60 * time.Second // discovery.md 2: others refuse its records
+)
+
+// findings collects.
+type findings []Finding
+
+func (f *findings) add(l Level, check, fix, format string, args ...any) {
+	*f = append(*f, Finding{l, check, fmt.Sprintf(format, args...), fix})
+}
+
+// Findings looks at a node's status: each part is as it should be, or the fix is named (discovery.md 1). It is a pure
+// function of the status; one without a start (Started is zero) is that of a node that does not run, as Examine gives it.
+func (s *Status) Findings() []Finding {
+	var f findings
+	running := !s.Started.IsZero()
+	switch {
+	case !running:
+		f.add(Warning, "daemon", "gridbeam node run", "it does not run, so nothing is known of the network's side")
+	case s.State == StateReady || s.State == StateBusy:
+		f.add(OK, "daemon", "", "it is %s", s.State)
+	default:
+		f.add(Warning, "daemon", "gridbeam node resume takes work again", "it is %s: %s", s.State, strings.Join(s.Why, "; "))
+	}
+	f.machine(s)
+	f.executors(s)
+	if len(s.Networks) == 0 {
+		f.add(Failure, "network", "join one with gridbeam node run --join gridbeam:... (its bridge prints the invitation)", "no network is joined, so all work is refused")
+	} else {
+		for _, n := range s.Networks {
+			f.add(OK, "network", "", "%q is joined", n.Name)
+		}
+	}
+	if running {
+		f.directory(s)
+		f.bridges(s)
+	}
+	return f
+}
+
+func (f *findings) machine(s *Status) {
+	inv := &s.Inventory
+	if inv.Memory > 0 && inv.Memory < littleMemory {
+		f.add(Warning, "memory", "few jobs ask for so little", "the machine has %s", humanize.IBytes(inv.Memory))
+	}
+	switch free := inv.DiskFree; {
+	case inv.Disk == 0:
+		f.add(Warning, "disk", "see that the data directory exists and can be read", "nothing is known of the disk of the data directory")
+	case free < littleDisk:
+		f.add(Warning, "disk", "free some, or put --data elsewhere", "%s are free; a job that does not say what it needs gets %s", humanize.IBytes(free), humanize.IBytes(littleDisk))
+	default:
+		f.add(OK, "disk", "", "%s are free", humanize.IBytes(free))
+	}
+	for _, p := range s.Selling.Unsold {
+		f.add(Failure, "gpu", p.Fix, "%s", p.What)
+	}
+	switch {
+	case s.Selling.Sellable > 0:
+		f.add(OK, "gpu", "", "%d of %d can be sold, driver %s", s.Selling.Sellable, s.Selling.Units, inv.GPUs.Driver)
+	case s.Selling.Units == 0 && len(s.Selling.Unsold) == 0:
+		f.add(OK, "gpu", "", "there is none: the node sells CPU")
+	}
+}
+
+func (f *findings) executors(s *Status) {
+	if len(s.Executors) == 0 {
+		f.add(Failure, "executor", "the log of the start says which test failed", "no executor has passed its self-test, so nothing can run")
+		return
+	}
+	f.add(OK, "executor", "", "%s", strings.Join(s.Executors, ", "))
+	if !strings.Contains(strings.Join(s.Executors, " "), "python") {
+		f.add(Warning, "functions", "allow them with --min-isolation shared; they need bubblewrap, python3 and python3-cloudpickle", "Python functions are not run here")
+	}
+}
+
+func (f *findings) directory(s *Status) {
+	st := &s.Standing
+	switch {
+	case st.Problem != "":
+		f.add(Failure, "directory", "see that the peers of --join run and that this machine may open connections to them", "%s", strings.ReplaceAll(strings.TrimSpace(st.Problem), "\n", "; "))
+	case s.Directory == 0:
+		f.add(Failure, "directory", "see that the peers of --join run and that this machine may open connections to them", "no server of the directory is known, so nobody learns of this node")
+	case st.Asked > 0 && 2*st.Found < st.Asked:
+		f.add(Warning, "directory", "wait for the next record; if it stays so, name other peers with --join", "only %d of %d peers find its record", st.Found, st.Asked)
+	case st.Asked > 0:
+		f.add(OK, "directory", "", "%d of %d peers find its record", st.Found, st.Asked)
+	default:
+		f.add(OK, "directory", "", "%d servers are known; nobody has been asked yet how they see this node", s.Directory)
+	}
+	switch ahead := time.Duration(st.ClockMs) * time.Millisecond; {
+	case ahead.Abs() > clockFails:
+		f.add(Failure, "clock", "timedatectl set-ntp true", "others' clocks are %s ahead of this machine's (behind if below 0): they refuse what it signs", ahead.Round(time.Second))
+	case ahead.Abs() > clockWarns:
+		f.add(Warning, "clock", "timedatectl set-ntp true", "others' clocks are %s ahead of this machine's (behind if below 0)", ahead.Round(time.Second))
+	case st.Asked > 0:
+		f.add(OK, "clock", "", "within 5 s of others'")
+	}
+	const forward = "forward a port of the router to this machine and name it with --announce"
+	switch s.Reachability {
+	case p2p.ReachableDirectly:
+		f.add(OK, "reach", "", "others dial it directly")
+	case p2p.ReachableByHolePunch:
+		f.add(OK, "reach", "", "it is behind a NAT; relays introduce others to it")
+	case p2p.ReachableByRelay:
+		f.add(Warning, "reach", forward, "it is behind a NAT and reached by a relay alone: bridges have work for it all the same, other nodes fetch nothing from it")
+	case p2p.Unreachable:
+		f.add(Warning, "reach", forward, "it is behind a NAT and has no relay: only those that it dials itself reach it")
+	}
+}
+
+func (f *findings) bridges(s *Status) {
+	connected, open := 0, 0
+	for _, b := range s.Bridges {
+		if b.Connected {
+			connected++
+		}
+		open += b.Open
+	}
+	switch {
+	case len(s.Bridges) == 0:
+		f.add(Warning, "bridge", "see that the network's bridge runs; it comes to nodes that it finds in the directory", "no bridge has shown a right to use this node yet")
+	case connected == 0:
+		f.add(Warning, "bridge", "see that it runs and that this machine may open connections to it", "none of %d bridges is connected", len(s.Bridges))
+	default:
+		f.add(OK, "bridge", "", "%d of %d bridges are connected, %d receipts wait for a counter-signature", connected, len(s.Bridges), open)
+	}
+}
+
+// Examine looks at the machine as a node with this configuration would at its start, and touches neither the network nor
+// a node that runs: the self-tests of the backends, the hardware, the networks. It returns ErrConfig.
+func Examine(ctx context.Context, cfg Config, backends []Backend, log *slog.Logger) (Status, error) {
+	n, err := New(cfg, backends, log)
+	if err != nil {
+		return Status{}, err
+	}
+	s := Status{Version: cfg.Version, Inventory: readHost(os.DirFS("/"), cfg.Data)}
+	proven := n.prove(ctx)
+	for _, o := range proven {
+		s.Executors = append(s.Executors, o.names()...)
+	}
+	for i := range cfg.Networks {
+		s.Networks = append(s.Networks, NetworkStatus{cfg.Networks[i].ID, cfg.Networks[i].Name})
+	}
+	open := cfg.GPUs
+	if open == nil {
+		open = gpu.New
+	}
+	c := gpu.DefaultConfig()
+	c.Clock = cfg.Clock
+	m, err := open(c, log)
+	if err != nil {
+		return s, fmt.Errorf("looking at the GPUs: %w", err)
+	}
+	defer m.Close()
+	if s.Inventory.GPUs, err = m.Read(ctx); err != nil && !errors.Is(err, gpu.ErrNoNVML) {
+		return s, fmt.Errorf("looking at the GPUs: %w", err)
+	}
+	s.Selling = sellingOf(&s.Inventory.GPUs, barsGPUs(proven))
+	return s, nil
+}
