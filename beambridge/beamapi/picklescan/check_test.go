@@ -270,6 +270,11 @@ func FuzzCheck(f *testing.F) {
 			f.Add(g.b)
 		}
 	}
+	for _, c := range costs() {
+		if b := c.build(min(c.small, 100)); len(b) < 10_000 {
+			f.Add(b)
+		}
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		err := Check(b, Options{})
 		if err != nil && !errors.Is(err, ErrRefused) && !errors.Is(err, ErrMalformed) {

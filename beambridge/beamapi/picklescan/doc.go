@@ -10,7 +10,9 @@
 //  3. A call passes if the callable is one of them and its arguments are what Python itself writes for it: numpy's
 //     constructors trust theirs and can be made to read foreign memory, so a dtype's whole state is checked.
 //  4. State is set only on what step 3 made and expects it. Appending goes to lists, sets, dicts and what acts as one.
-//  5. The bytes end with the first pickle's STOP, with one value on the stack.
+//  5. What loading it would cost is counted, and bounded by what Python writes for plain data (cost.go): elements that are
+//     hashed or compared, bytes that calls copy, keys that collide, depths at which C code calls itself.
+//  6. The bytes end with the first pickle's STOP, with one value on the stack.
 //
 // What passes loads in CPython without calling anything but the table's entries: the tests compare walks with
 // pickletools and the names looked up with those of a real unpickler. What is refused may be harmless; the error names

@@ -43,23 +43,26 @@ func init() {
 		}
 	}
 	add("builtins", "int float str bool object", rule{factory: true})
-	add("builtins", "list tuple", rule{call: collect(kindOther), factory: true})
-	add("builtins", "set frozenset", rule{call: collect(kindSet), factory: true})
-	add("builtins", "dict", rule{call: collect(kindDict), factory: true})
+	add("builtins", "list", rule{call: callList, factory: true})
+	add("builtins", "tuple", rule{call: callTuple, factory: true})
+	add("builtins", "set", rule{call: callSet(kindSet), factory: true})
+	add("builtins", "frozenset", rule{call: callSet(kindFrozen), factory: true})
+	add("builtins", "dict", rule{call: callDict(kindDict), factory: true})
 	add("builtins", "bytes", rule{call: callBytes(kindBytes), factory: true})
 	add("builtins", "bytearray", rule{call: callBytes(kindByteArray), factory: true})
-	add("builtins", "complex range slice", rule{call: anything(kindOther)})
-	add("builtins", oldExceptions+" "+newExceptions, rule{call: anything(kindException)})
+	add("builtins", "complex", rule{call: callComplex})
+	add("builtins", "range", rule{call: callRange})
+	add("builtins", "slice", rule{call: callSlice})
+	add("builtins", oldExceptions+" "+newExceptions, rule{call: callException})
 	add("builtins", "ExceptionGroup BaseExceptionGroup", rule{call: callGroup})
-	add("datetime", "date time datetime timedelta timezone", rule{call: anything(kindOther)})
-	add("decimal", "Decimal", rule{call: anything(kindOther)})
+	add("datetime", "date time datetime timedelta timezone", rule{call: callTime})
+	add("decimal", "Decimal", rule{call: callDecimal})
 	add("fractions", "Fraction", rule{call: callFraction})
 	add("uuid", "UUID", rule{make: kindUUID})
 	for _, module := range []string{"pathlib", "pathlib._local"} {
-		add(module, "PurePath PurePosixPath PureWindowsPath Path PosixPath WindowsPath", rule{call: anything(kindOther)})
+		add(module, "PurePath PurePosixPath PureWindowsPath Path PosixPath WindowsPath", rule{call: callPath})
 	}
-	add("collections", "OrderedDict", rule{call: collect(kindMapping), factory: true})
-	add("collections", "Counter", rule{call: collect(kindMapping), factory: true})
+	add("collections", "OrderedDict Counter", rule{call: callDict(kindMapping), factory: true})
 	add("collections", "defaultdict", rule{call: callDefaultDict})
 	add("collections", "deque", rule{call: callDeque, factory: true})
 	add("copyreg", "_reconstructor", rule{call: callReconstructor})
@@ -88,7 +91,7 @@ func init() {
 	old("copy_reg", "_reconstructor", "copyreg")
 }
 
-var allowedRule = &rule{call: anything(kindAllowed), make: kindAllowed, factory: true}
+var allowedRule = &rule{call: callAllowed, make: kindAllowed, factory: true}
 
 // lookup pushes a global, if it passes.
 func (m *machine) lookup(module, attr string) error {
@@ -179,9 +182,17 @@ func (m *machine) reduce(span) error {
 		return m.refuse("it calls %s", name(e.module, e.attr))
 	}
 	items, known := m.elements(args)
+	m.argv = args
 	v, err := e.rule.call(m, e, items, known)
 	if err != nil {
 		return err
+	}
+	switch v.kind {
+	case kindException, kindOther, kindFair:
+		// C code takes some of them apart by a call within a call, as deep as they lie in one another.
+		if v.depth = deeper(args.depth); v.depth == maxDepth {
+			return m.refuse("it calls %s with what is nested more than %d deep", name(e.module, e.attr), maxDepth-1)
+		}
 	}
 	return m.push(v)
 }
@@ -195,7 +206,11 @@ func (m *machine) object(class, args value, plain bool) error {
 	if items, known := m.elements(args); e.rule != allowedRule && (!plain || !known || len(items) != 0) {
 		return m.refuse("it makes an object of %s with arguments", m.describe(class))
 	}
-	return m.push(value{kind: e.rule.make})
+	v, err := m.made(e.rule.make)
+	if err != nil {
+		return err
+	}
+	return m.push(v)
 }
 
 func (m *machine) describe(v value) string {
@@ -248,9 +263,13 @@ func (m *machine) build(span) error {
 	switch on.kind {
 	case kindAllowed:
 		return nil
-	case kindException, kindUUID:
+	case kindException:
 		if state.kind == kindDict {
-			return nil
+			return m.exceptionState(state)
+		}
+	case kindUUID:
+		if state.kind == kindDict {
+			return m.uuidState(on, state)
 		}
 	case kindDtype:
 		return m.dtypeState(on, state)
@@ -258,4 +277,26 @@ func (m *machine) build(span) error {
 		return m.arrayState(state)
 	}
 	return m.refuse("it sets the state of what has none")
+}
+
+// exceptionState sets an attribute for each key.
+func (m *machine) exceptionState(state value) error {
+	b := m.boxes[state.off]
+	if b.flags&(flagSetter|flagMember) != 0 {
+		return m.refuse("it sets attributes of an exception that Python does not write")
+	}
+	return m.chargeCopy(32 * uint64(b.n))
+}
+
+// uuidState passes a number of 128 bits, once.
+func (m *machine) uuidState(on, state value) error {
+	h, ok := m.ints[state.off]
+	if _, again := m.uuids[on.off]; !ok || again {
+		return m.refuse("it sets a state of uuid.UUID that is not Python's own")
+	}
+	if m.uuids == nil {
+		m.uuids = map[uint32]uint64{}
+	}
+	m.uuids[on.off] = h
+	return nil
 }

@@ -3,29 +3,35 @@ package picklescan
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 )
 
 // kind is what the walk knows of a value.
 type kind uint8
 
 const (
-	kindOther     kind = iota // data of which nothing more is needed: floats, long integers, ranges
+	kindOther     kind = iota // what a call makes and nothing more is needed of; off is what copying it takes
 	kindNone                  // None
 	kindBool                  // off is 0 or 1
 	kindInt                   // off holds the int32
-	kindText                  // off, n: its bytes in the input, unless n is untracked
+	kindLong                  // an integer beyond an int32; off is how many bytes it has
+	kindFloat                 // a float; lo, hi are its bits
+	kindNumber                // a number whose hash is known
+	kindFair                  // as kindOther, where only what is equal has equal hashes
+	kindText                  // off, n: its bytes in the input; if n is untracked, off is how many
 	kindBytes                 // the same; or bytes that a call makes of a text, which has them too if it is ASCII
-	kindByteArray             // a bytearray
-	kindTuple                 // off, n: its elements in the arena, unless n is untracked
-	kindList                  // off is its place in machine.lists
-	kindDict                  // a dict
-	kindSet                   // a set or frozenset
+	kindByteArray             // a bytearray; off is how many bytes
+	kindTuple                 // off, n: its elements in the arena; if n is untracked, off is how many
+	kindList                  // off is its place in machine.boxes
+	kindDict                  // the same
+	kindSet                   // the same
+	kindFrozen                // a frozenset
 	kindGlobal                // off is its rule; n its entry, for messages
 	kindException             // an exception
-	kindUUID                  // a uuid.UUID, empty until its state is set
-	kindDtype                 // off, n: its type's text in the input
+	kindUUID                  // a uuid.UUID, empty until its state is set; off is its place in machine.boxes
+	kindDtype                 // off, n: its type's text in the input; lo is its place in machine.boxes
 	kindArray                 // numpy.ndarray, empty until its state is set
-	kindMapping               // takes items: OrderedDict, defaultdict
+	kindMapping               // takes items: OrderedDict, defaultdict; off is its place in machine.boxes
 	kindDeque                 // takes appended values
 	kindAllowed               // made by a class that the options name: takes anything
 )
@@ -35,7 +41,7 @@ const untracked = math.MaxUint16
 
 // Limits of one walk, so that memory stays in proportion to what CPython would take.
 const (
-	maxStack   = 8 << 20 // values; one is 8 bytes
+	maxStack   = 8 << 20 // values; one is 20 bytes
 	maxMarks   = 100_000
 	maxTracked = 64      // elements of a tuple whose elements are kept
 	maxText    = 4 << 10 // bytes of a text whose content is kept
@@ -43,9 +49,12 @@ const (
 
 // value is an element of the symbolic stack.
 type value struct {
-	kind kind
-	n    uint16
-	off  uint32
+	kind   kind
+	depth  uint8 // how deep immutable values lie in it, at most maxDepth
+	n      uint16
+	off    uint32
+	more   uint32 // elements beyond itself that hashing or comparing it goes through, as far as they fit
+	lo, hi uint32 // its hash
 }
 
 // span is a part of the input.
@@ -67,8 +76,17 @@ type machine struct {
 	known []bool // of memo: whether the entry is set
 	set   int    // entries of memo that are set
 	arena []value
-	lists []uint32 // how many elements each list has so far
-	names []entry  // globals that were looked up, for messages
+	names []entry // globals that were looked up, for messages
+
+	boxes  []box
+	tables map[uint32]*probes  // by box: of the dicts and sets with many keys
+	keys   map[uint32][]uint64 // by box: the hashes of a list's elements, below protocol 4
+	ints   map[uint32]uint64   // by box of a dict: the hash of its "int"
+	uuids  map[uint32]uint64   // by box: the hashes of UUIDs
+	argv   value               // the arguments of the call that is looked at
+	serial uint64              // numbers what has a hash of its own
+
+	hashed, copied, steps uint64 // the accounts of cost.go
 
 	done  bool
 	trace func(at int, op byte) // told of each opcode by tests
@@ -182,16 +200,23 @@ func (m *machine) text(v value) (string, bool) {
 }
 
 // tracked makes a text or bytes of a part of the input.
-func tracked(k kind, s span) value {
+func (m *machine) tracked(k kind, s span) value {
+	v := value{kind: k, n: uint16(s.n), off: uint32(s.off), more: uint32(s.n / 64)}
 	if s.n > maxText {
-		return value{kind: k, n: untracked}
+		v.n, v.off = untracked, uint32(s.n)
 	}
-	return value{kind: k, n: uint16(s.n), off: uint32(s.off)}
+	if s.n > maxLazy {
+		v = v.hashed(contentHash(m.bytes(s)))
+	}
+	return v
 }
 
 func (m *machine) push(v value) error {
 	if len(m.stack) >= maxStack {
 		return m.refuse("more than %d values at a time", maxStack)
+	}
+	if len(m.stack) == cap(m.stack) {
+		m.stack = slices.Grow(m.stack, max(64, len(m.stack)))
 	}
 	m.stack = append(m.stack, v)
 	return nil
@@ -235,12 +260,23 @@ func (m *machine) popMark() ([]value, error) {
 
 // tuple makes a tuple of values, which it keeps if they are few.
 func (m *machine) tuple(items []value) value {
-	if len(items) > maxTracked {
-		return value{kind: kindTuple, n: untracked}
+	v := value{kind: kindTuple, n: untracked, off: uint32(len(items))}
+	if len(items) <= maxTracked {
+		v.n, v.off = uint16(len(items)), uint32(len(m.arena))
+		m.arena = append(m.arena, items...)
 	}
-	v := value{kind: kindTuple, n: uint16(len(items)), off: uint32(len(m.arena))}
-	m.arena = append(m.arena, items...)
-	return v
+	v.more, v.depth = sum(items)
+	return v.hashed(m.tupleHash(items))
+}
+
+// sum is the weight of values, as far as it fits, and the depth of what is made of them.
+func sum(items []value) (more uint32, depth uint8) {
+	total := uint64(0)
+	for _, v := range items {
+		total += v.size()
+		depth = max(depth, v.depth)
+	}
+	return saturate(total), deeper(depth)
 }
 
 // elements are a tuple's; false if it is none or they are not kept.
@@ -249,13 +285,6 @@ func (m *machine) elements(v value) ([]value, bool) {
 		return nil, false
 	}
 	return m.arena[v.off : v.off+uint32(v.n)], true
-}
-
-// list makes a list of so many elements. Its count is kept for numpy, which believes that an array's list is as long
-// as its shape says.
-func (m *machine) list(n int) value {
-	m.lists = append(m.lists, uint32(n))
-	return value{kind: kindList, off: uint32(len(m.lists) - 1)}
 }
 
 // remember sets an entry of the memo to the top of the stack. CPython numbers entries one after another; others
@@ -267,6 +296,9 @@ func (m *machine) remember(i uint64) error {
 	}
 	if i > uint64(len(m.memo))+1 || i > maxStack {
 		return m.refuse("memo entry %d where %d is next", i, len(m.memo))
+	}
+	if len(m.memo) == cap(m.memo) {
+		m.memo = slices.Grow(m.memo, max(64, len(m.memo)))
 	}
 	for uint64(len(m.memo)) <= i {
 		m.memo, m.known = append(m.memo, value{}), append(m.known, false)

@@ -1,6 +1,8 @@
 package picklescan
 
 import (
+	"encoding/binary"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -64,9 +66,11 @@ func callDtype(m *machine, e *entry, args []value, known bool) (value, error) {
 	if !ok {
 		return m.badCall(e)
 	}
+	var err error
 	v := args[0]
-	v.kind = kindDtype
-	return v, nil
+	v.kind, v.more = kindDtype, 0
+	v.lo, err = m.newBox()
+	return v, err
 }
 
 // dtypeState passes (version, byte order, None, None, None, bytes, alignment, flags) and, for times, their unit.
@@ -78,8 +82,12 @@ func (m *machine) dtypeState(on, state value) error {
 	if !known || len(st) < 8 || len(st) > 9 || !(st[0].isInt(3) || st[0].isInt(4)) || st[1].kind != kindText {
 		return bad()
 	}
-	if order, ok := m.text(st[1]); !ok || len(order) != 1 || !strings.Contains("<>|=", order) {
+	order, ok := m.text(st[1])
+	if !ok || len(order) != 1 || !strings.Contains("<>|=", order) {
 		return bad()
+	}
+	if order == ">" {
+		m.box(on).flags |= flagSwapped
 	}
 	for _, v := range st[2:5] { // shape, names and fields of structured types
 		if v.kind != kindNone {
@@ -169,11 +177,8 @@ func (m *machine) arrayState(state value) error {
 	if known && len(st) == 5 && st[0].kind == kindInt && (isFlag(st[3], 0) || isFlag(st[3], 1)) {
 		letter, content := m.letter(st[2]), st[4]
 		n, ok := m.shape(st[1])
-		if ok && letter == 'O' && content.kind == kindList && n == int64(m.lists[content.off]) {
-			return nil
-		}
-		if ok && letter != 0 && letter != 'O' && content.kind == kindBytes {
-			return nil
+		if ok && letter == 'O' && content.kind == kindList && n == int64(m.count(content)) || ok && letter != 0 && letter != 'O' && content.kind == kindBytes {
+			return m.chargeCopy(m.flat(content))
 		}
 	}
 	return m.refuse("it sets a state of numpy.ndarray that is not numpy's own")
@@ -184,10 +189,41 @@ func callScalar(m *machine, e *entry, args []value, known bool) (value, error) {
 	if !known || len(args) != 2 || args[1].kind != kindBytes {
 		return m.badCall(e)
 	}
-	if letter := m.letter(args[0]); letter == 0 || letter == 'O' {
+	letter := m.letter(args[0])
+	if letter == 0 || letter == 'O' {
 		return m.badCall(e)
 	}
-	return value{kind: kindOther}, nil
+	bytes := m.flat(args[1])
+	if letter == 'U' || letter == 'S' { // they hash as text and bytes do
+		return loose(kindFair, bytes, bytes/64), m.chargeCopy(bytes)
+	}
+	return m.scalar(letter, args[0], args[1]), m.chargeCopy(bytes)
+}
+
+// scalar is a number, which hashes as the number that it is; or loose.
+func (m *machine) scalar(letter byte, dtype, content value) value {
+	s, ok := m.text(content)
+	if !ok || len(s) > 8 || content.hash() == hashLoose {
+		return loose(kindOther, m.flat(content), 1)
+	}
+	b := []byte(s)
+	if m.box(dtype).flags&flagSwapped != 0 {
+		slices.Reverse(b)
+	}
+	var h uint64
+	switch {
+	case letter == 'b' || letter == 'u':
+		h = longHash(append(b, 0))
+	case letter == 'i':
+		h = longHash(b)
+	case letter == 'f' && len(b) == 8:
+		h = floatHash(math.Float64frombits(binary.LittleEndian.Uint64(b)))
+	case letter == 'f' && len(b) == 4:
+		h = floatHash(float64(math.Float32frombits(binary.LittleEndian.Uint32(b))))
+	default:
+		return loose(kindOther, uint64(len(s)), 1)
+	}
+	return value{kind: kindNumber, more: 1}.hashed(h)
 }
 
 // callFromBuffer passes (bytes, dtype, shape, order), how protocol 5 writes an array.
@@ -201,5 +237,5 @@ func callFromBuffer(m *machine, e *entry, args []value, known bool) (value, erro
 	if letter := m.letter(args[1]); letter == 0 || letter == 'O' {
 		return m.badCall(e)
 	}
-	return value{kind: kindOther}, nil
+	return loose(kindOther, 0, 0), nil
 }

@@ -33,23 +33,23 @@ var opcodes = [256]opcode{
 	// what frames the rest
 	0x80: {1, (*machine).protocol}, opFrame: {8, (*machine).frame}, '.': {argNone, (*machine).stop},
 	// plain values
-	'N': {argNone, push(value{kind: kindNone})}, 0x88: {argNone, push(value{kind: kindBool, off: 1})}, 0x89: {argNone, push(value{kind: kindBool})},
+	'N': {argNone, push(value{kind: kindNone})}, 0x88: {argNone, push(value{kind: kindBool, off: 1, lo: 1})}, 0x89: {argNone, push(value{kind: kindBool})},
 	'I': {argLine, (*machine).decimal}, 'L': {argLine, (*machine).decimal}, 'F': {argLine, (*machine).float},
 	'J': {4, (*machine).integer}, 'K': {1, (*machine).integer}, 'M': {2, (*machine).integer},
 	0x8a: {1 | argCounted, (*machine).integer}, 0x8b: {4 | argCounted | argSigned, (*machine).integer},
-	'G': {8, push(value{kind: kindOther})},
+	'G': {8, (*machine).double},
 	// text and bytes; those of Python 2 are decoded by who loads them, so their content counts as unknown
-	'S': {argLine, (*machine).quoted}, 'T': {4 | argCounted | argSigned, push(value{kind: kindText, n: untracked})},
-	'U': {1 | argCounted, push(value{kind: kindText, n: untracked})}, 'V': {argLine, (*machine).escaped},
+	'S': {argLine, (*machine).quoted}, 'T': {4 | argCounted | argSigned, (*machine).foreign},
+	'U': {1 | argCounted, (*machine).foreign}, 'V': {argLine, (*machine).escaped},
 	'X': {4 | argCounted, pushText(kindText)}, 0x8c: {1 | argCounted, pushText(kindText)}, 0x8d: {8 | argCounted, pushText(kindText)},
 	'B': {4 | argCounted, pushText(kindBytes)}, 'C': {1 | argCounted, pushText(kindBytes)}, 0x8e: {8 | argCounted, pushText(kindBytes)},
-	0x96: {8 | argCounted, push(value{kind: kindByteArray})},
+	0x96: {8 | argCounted, func(m *machine, s span) error { return m.push(value{kind: kindByteArray, off: uint32(s.n)}) }},
 	// containers
 	')':  {argNone, func(m *machine, _ span) error { return m.push(m.tuple(nil)) }},
 	0x85: {argNone, lastTuple(1)}, 0x86: {argNone, lastTuple(2)}, 0x87: {argNone, lastTuple(3)}, 't': {argNone, (*machine).markTuple},
-	']': {argNone, func(m *machine, _ span) error { return m.push(m.list(0)) }}, 'l': {argNone, markInto(kindList, false)},
-	'}': {argNone, push(value{kind: kindDict})}, 'd': {argNone, markInto(kindDict, true)},
-	0x8f: {argNone, push(value{kind: kindSet})}, 0x91: {argNone, markInto(kindSet, false)},
+	']': {argNone, empty(kindList)}, 'l': {argNone, markInto(kindList, 1)},
+	'}': {argNone, empty(kindDict)}, 'd': {argNone, markInto(kindDict, 2)},
+	0x8f: {argNone, empty(kindSet)}, 0x91: {argNone, (*machine).frozen},
 	'a': {argNone, addLast(1, takesValues)}, 'e': {argNone, addMarked(1, takesValues)},
 	's': {argNone, addLast(2, takesPairs)}, 'u': {argNone, addMarked(2, takesPairs)},
 	0x90: {argNone, addMarked(1, takesElements)},
@@ -79,7 +79,7 @@ func push(v value) func(*machine, span) error {
 }
 
 func pushText(k kind) func(*machine, span) error {
-	return func(m *machine, s span) error { return m.push(tracked(k, s)) }
+	return func(m *machine, s span) error { return m.push(m.tracked(k, s)) }
 }
 
 func (m *machine) protocol(s span) error {
@@ -114,7 +114,7 @@ func (m *machine) stop(span) error {
 func (m *machine) integer(s span) error {
 	b, v := m.bytes(s), int64(0)
 	if len(b) > 4 {
-		return m.push(value{kind: kindOther})
+		return m.push(long(len(b)).hashed(longHash(b)))
 	}
 	for i, c := range b {
 		v |= int64(c) << (8 * i)
@@ -122,14 +122,28 @@ func (m *machine) integer(s span) error {
 	if op := m.in[m.at]; op != 'K' && op != 'M' && len(b) > 0 && b[len(b)-1]&0x80 != 0 {
 		v -= 1 << (8 * len(b))
 	}
-	return m.push(value{kind: kindInt, off: uint32(int32(v))})
+	return m.push(integer(int32(v)))
 }
+
+func integer(v int32) value { return value{kind: kindInt, off: uint32(v)}.hashed(intHash(int64(v))) }
+
+// long is an integer of so many bytes.
+func long(n int) value { return value{kind: kindLong, off: uint32(n), more: uint32(n / 16)} }
+
+// double reads the big-endian form of a float.
+func (m *machine) double(s span) error {
+	return m.push(float(math.Float64frombits(binary.BigEndian.Uint64(m.bytes(s)))))
+}
+
+// float keeps the bits; they are hashed when somebody asks.
+func float(f float64) value { return value{kind: kindFloat}.hashed(math.Float64bits(f)) }
 
 // decimal reads I and L: digits, or I's 00 and 01, which are booleans. CPython reads at most 4300 digits.
 func (m *machine) decimal(s span) error {
 	text := string(m.bytes(s))
 	if m.in[m.at] == 'I' && (text == "00" || text == "01") {
-		return m.push(value{kind: kindBool, off: uint32(text[1] - '0')})
+		bit := uint32(text[1] - '0')
+		return m.push(value{kind: kindBool, off: bit, lo: bit})
 	}
 	if m.in[m.at] == 'L' {
 		text = strings.TrimSuffix(text, "L")
@@ -139,9 +153,9 @@ func (m *machine) decimal(s span) error {
 		return m.malformed("an integer that is no decimal number")
 	}
 	if v, err := strconv.ParseInt(text, 10, 32); err == nil {
-		return m.push(value{kind: kindInt, off: uint32(int32(v))})
+		return m.push(integer(int32(v)))
 	}
-	return m.push(value{kind: kindOther})
+	return m.push(long(len(digits)*5/12 + 1).hashed(decimalHash(text)))
 }
 
 func (m *machine) float(s span) error {
@@ -149,10 +163,11 @@ func (m *machine) float(s span) error {
 	if len(text) > 400 || strings.Trim(text, "0123456789+-.einfa") != "" {
 		return m.malformed("a float that is no number")
 	}
-	if _, err := strconv.ParseFloat(text, 64); err != nil {
+	f, err := strconv.ParseFloat(text, 64)
+	if err != nil {
 		return m.malformed("a float that is no number")
 	}
-	return m.push(value{kind: kindOther})
+	return m.push(float(f))
 }
 
 func (m *machine) quoted(s span) error {
@@ -160,17 +175,22 @@ func (m *machine) quoted(s span) error {
 	if len(b) < 2 || b[0] != b[len(b)-1] || (b[0] != '\'' && b[0] != '"') {
 		return m.malformed("a string without its quotes")
 	}
-	return m.push(value{kind: kindText, n: untracked})
+	return m.foreign(s)
+}
+
+// foreign is a text whose content is not what stands in the input.
+func (m *machine) foreign(s span) error {
+	return m.push(value{kind: kindText, n: untracked, off: uint32(s.n), more: uint32(s.n / 64)}.hashed(hashLoose))
 }
 
 // escaped reads V, whose content is known if it has no escape.
 func (m *machine) escaped(s span) error {
 	for _, c := range m.bytes(s) {
 		if c == '\\' || c >= 0x80 {
-			return m.push(value{kind: kindText, n: untracked})
+			return m.foreign(s)
 		}
 	}
-	return m.push(tracked(kindText, s))
+	return m.push(m.tracked(kindText, s))
 }
 
 func lastTuple(n int) func(*machine, span) error {
@@ -193,20 +213,74 @@ func (m *machine) markTuple(span) error {
 	return m.push(m.tuple(items))
 }
 
-func markInto(k kind, pairs bool) func(*machine, span) error {
+func empty(k kind) func(*machine, span) error {
+	return func(m *machine, _ span) error {
+		v, err := m.container(k)
+		if err != nil {
+			return err
+		}
+		return m.push(v)
+	}
+}
+
+func markInto(k kind, group int) func(*machine, span) error {
 	return func(m *machine, _ span) error {
 		items, err := m.popMark()
 		if err != nil {
 			return err
 		}
-		if pairs && len(items)%2 != 0 {
-			return m.malformed("a key without a value")
+		v, err := m.container(k)
+		if err != nil {
+			return err
 		}
-		if k == kindList {
-			return m.push(m.list(len(items)))
+		if err := m.fill(v, items, group); err != nil {
+			return err
 		}
-		return m.push(value{kind: k})
+		return m.push(v)
 	}
+}
+
+// frozen makes a frozenset of what is above the mark.
+func (m *machine) frozen(span) error {
+	items, err := m.popMark()
+	if err != nil {
+		return err
+	}
+	set, err := m.container(kindSet) // for the time of its making
+	if err != nil {
+		return err
+	}
+	if err := m.fill(set, items, 1); err != nil {
+		return err
+	}
+	delete(m.tables, set.off)
+	v := value{kind: kindFrozen}
+	v.more, v.depth = sum(items)
+	return m.push(v.hashed(m.frozenHash(items)))
+}
+
+// fill puts values, in groups, into a container.
+func (m *machine) fill(in value, items []value, group int) error {
+	if len(items)%group != 0 {
+		return m.malformed("a key without a value")
+	}
+	switch in.kind {
+	case kindList:
+		m.extend(in, items)
+	case kindSet:
+		for _, v := range items {
+			if err := m.key(in, v); err != nil {
+				return err
+			}
+		}
+	case kindDict, kindMapping:
+		for i := 0; i < len(items); i += 2 {
+			if err := m.pair(in, items[i], items[i+1]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func takesValues(k kind) bool   { return k == kindList || k == kindDeque || k == kindAllowed }
@@ -216,12 +290,13 @@ func takesElements(k kind) bool { return k == kindSet || k == kindAllowed }
 // addLast puts the last n values into what is below them.
 func addLast(n int, takes func(kind) bool) func(*machine, span) error {
 	return func(m *machine, _ span) error {
-		for range n {
-			if _, err := m.pop(); err != nil {
-				return err
-			}
+		at := len(m.stack) - n
+		if at < m.floor() {
+			return m.malformed("the stack is empty")
 		}
-		return m.into(1, takes)
+		items := m.stack[at:]
+		m.stack = m.stack[:at]
+		return m.into(items, n, takes)
 	}
 }
 
@@ -232,14 +307,11 @@ func addMarked(n int, takes func(kind) bool) func(*machine, span) error {
 		if err != nil {
 			return err
 		}
-		if len(items)%n != 0 {
-			return m.malformed("a key without a value")
-		}
-		return m.into(len(items), takes)
+		return m.into(items, n, takes)
 	}
 }
 
-func (m *machine) into(n int, takes func(kind) bool) error {
+func (m *machine) into(items []value, group int, takes func(kind) bool) error {
 	v, err := m.top()
 	if err != nil {
 		return err
@@ -247,10 +319,7 @@ func (m *machine) into(n int, takes func(kind) bool) error {
 	if !takes(v.kind) {
 		return m.refuse("values put into what is no plain container")
 	}
-	if v.kind == kindList {
-		m.lists[v.off] += uint32(n)
-	}
-	return nil
+	return m.fill(v, items, group)
 }
 
 func (m *machine) mark(span) error {
