@@ -2,6 +2,7 @@ package beambridge
 
 import (
 	"archive/zip"
+	"compress/flate"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -57,10 +58,16 @@ func (b *Bridge) keepArchive(ctx context.Context, hash string, r io.Reader) (vol
 		return volumes.Tree{}, n, err
 	}
 	t, err := b.importTree(ctx, z)
-	if errors.Is(err, zip.ErrChecksum) || errors.Is(err, zip.ErrFormat) || errors.Is(err, zip.ErrAlgorithm) {
+	if damaged(err) {
 		err = refuse("the zip archive is damaged: %v", err)
 	}
 	return t, n, err
+}
+
+// damaged says that an archive cannot be unpacked as it says of itself.
+func damaged(err error) bool {
+	_, deflate := errors.AsType[flate.CorruptInputError](err)
+	return deflate || errors.Is(err, zip.ErrChecksum) || errors.Is(err, zip.ErrFormat) || errors.Is(err, zip.ErrAlgorithm) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 func refuse(format string, args ...any) error {

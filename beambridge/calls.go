@@ -53,7 +53,13 @@ func (t *turn) leased(j *job, node protocol.PeerID, l *cluster.Lease) {
 		if c == nil {
 			continue
 		}
+		if l.Copy && c.chunk.Len() > 0 {
+			continue // the first one is listened to, whichever ends first
+		}
 		c.row.State, c.row.Node, c.chunk, c.lease = callRunning, node, l.Range, l.ID
+		if c.wait != nil {
+			c.wait.hear(nil) // whoever has lost the call prints nothing more into it
+		}
 		if c.row.Started.IsZero() {
 			c.row.Started = t.now
 		}
@@ -109,6 +115,7 @@ func (t *turn) again(c *call) {
 	delete(c.job.calls.open, c.row.Input)
 	c.job.calls.inputs.drop(c.row.Input)
 	if w := c.wait; w != nil {
+		w.hear(nil)
 		t.then(func(err error) {
 			if err == nil {
 				w.print("gridbeam: the process was killed; the call is made once more\n")

@@ -169,7 +169,10 @@ func (b *Bridge) abandon(id string) {
 		switch {
 		case c == nil:
 		case c.row.Headless:
-			c.wait = nil
+			if c.wait != nil {
+				c.wait.hear(nil)
+				c.wait = nil
+			}
 		default:
 			t.cancelCall(c, protocol.ReasonCancelled, "its caller went away")
 		}

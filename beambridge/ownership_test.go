@@ -41,8 +41,12 @@ func zipped(t testing.TB, files map[string]string) (raw []byte, hash string) {
 	if err := z.Close(); err != nil {
 		t.Fatal(err)
 	}
-	sum := sha256.Sum256(b.Bytes())
-	return b.Bytes(), hex.EncodeToString(sum[:])
+	return b.Bytes(), hashOf(b.Bytes())
+}
+
+func hashOf(raw []byte) string {
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:])
 }
 
 // stub uploads code and prepares a function of it, as Beam's SDK does.

@@ -53,12 +53,35 @@ type listening struct {
 	stop  context.CancelFunc // ends it, whatever its node says
 }
 
+// leave says that a call of it wants no more lines; with the last one the listening ends.
+func (l *listening) leave() {
+	if l.left.Add(-1) <= 0 && l.stop != nil {
+		l.stop()
+	}
+}
+
 func newWaiter() *waiter { return &waiter{changed: make(chan struct{}, 1)} }
 
 // print hands on output. It never waits: who is slow loses the oldest.
 func (w *waiter) print(text string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.put(text)
+}
+
+// printFrom is print for what a listening heard, while it is the one that counts for this call.
+func (w *waiter) printFrom(l *listening, text string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.heard != l {
+		return false
+	}
+	w.put(text)
+	return true
+}
+
+// put appends output; the caller holds mu.
+func (w *waiter) put(text string) {
 	if w.end != nil || text == "" {
 		return
 	}
@@ -108,21 +131,22 @@ func (w *waiter) next(ctx context.Context) (output string, end *callEnd, err err
 	}
 }
 
-// hear notes that a lease's output is being listened to for the waiter.
+// hear notes whose lines count from now on, nil for nobody's: those of a node that has lost the call do not.
 func (w *waiter) hear(l *listening) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
+	old := w.heard
 	w.heard = l
+	w.mu.Unlock()
+	if old != nil && old != l {
+		old.leave()
+	}
 }
 
-// hearing returns who listens to a lease for the waiter, nil for nobody.
-func (w *waiter) hearing(lease protocol.LeaseID) *listening {
+// hearing returns whose lines count, nil for nobody's.
+func (w *waiter) hearing() *listening {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.heard != nil && w.heard.lease == lease {
-		return w.heard
-	}
-	return nil
+	return w.heard
 }
 
 // listenTo reads a lease's output from its node for those who wait for its calls, once it has run for a while.
@@ -143,8 +167,8 @@ func (b *Bridge) listenTo(j *job, seat logOf) {
 			for i := seat.first; i < seat.end; i++ {
 				if c := j.calls.open[i]; c != nil && c.wait != nil && c.lease == seat.lease {
 					out[i] = c.wait
-					c.wait.hear(l)
 					l.left.Add(1)
+					c.wait.hear(l)
 				}
 			}
 			return out, nil
@@ -178,13 +202,13 @@ func (b *Bridge) listen(ctx context.Context, seat logOf, l *listening, to map[ui
 		}
 		if n := c.GetDropped(); n > 0 {
 			for _, w := range to {
-				w.print(fmt.Sprintf("gridbeam: %d bytes of output were dropped on the node\n", n))
+				w.printFrom(l, fmt.Sprintf("gridbeam: %d bytes of output were dropped on the node\n", n))
 			}
 		}
 		for _, line := range c.GetLines() {
-			if w := to[line.GetInput()]; w != nil { // of others nobody asks, and a node may name any
+			// Of others nobody asks, and a node may name any.
+			if w := to[line.GetInput()]; w != nil && w.printFrom(l, clipLine(string(line.GetText()))+"\n") {
 				l.lines[line.GetInput()]++
-				w.print(clipLine(string(line.GetText())) + "\n")
 			}
 		}
 		if c.GetEnd() {
@@ -198,7 +222,7 @@ func (b *Bridge) listen(ctx context.Context, seat logOf, l *listening, to map[ui
 func (b *Bridge) callEnded(end *callEnd, w *waiter, lease protocol.LeaseID) {
 	var l *listening
 	if w != nil {
-		l = w.hearing(lease)
+		l = w.hearing()
 	}
 	if !end.row.Written.Defined() && (w == nil || l == nil && end.outcome.LogDropped == 0) {
 		if w != nil {
@@ -215,6 +239,7 @@ func (b *Bridge) callEnded(end *callEnd, w *waiter, lease protocol.LeaseID) {
 		}
 		if l == nil && end.outcome.LogDropped > 0 {
 			l = &listening{lease: lease, done: make(chan struct{}), lines: map[uint64]int{}}
+			w.hear(l)
 			ctx, stop := context.WithTimeout(b.ctx(), lateOutput)
 			b.listen(ctx, logOf{lease: lease, node: end.row.Node}, l, map[uint64]*waiter{end.row.Input: w})
 			stop()
@@ -229,15 +254,10 @@ func (b *Bridge) callEnded(end *callEnd, w *waiter, lease protocol.LeaseID) {
 				told = l.lines[end.row.Input]
 			case <-timer.C:
 				told = len(end.outcome.Log) // it is still being told; what is late is lost
-				if l.stop != nil && l.left.Load() <= 1 {
-					l.stop()
-				}
 			case <-b.ctx().Done():
 			}
 		}
-		if l != nil {
-			l.left.Add(-1)
-		}
+		w.hear(nil)
 		w.tell(end, told)
 	}) && w != nil {
 		w.tell(end, 0)

@@ -588,3 +588,44 @@ func BenchmarkImport64MiB(b *testing.B) {
 		}
 	}
 }
+
+// TestAFileThatIsCutOffIsNoFile has readers that say in the middle, in the one way or another, that something is
+// missing.
+func TestAFileThatIsCutOffIsNoFile(t *testing.T) {
+	s := open(t)
+	for _, size := range []int{0, 1000, 1 << 20, 3<<20 + 7} {
+		for _, why := range []error{io.ErrUnexpectedEOF, errors.New("the line is cut"), nil} {
+			_, err := s.Import(t.Context(), cutFS{size, why}, nil)
+			if (err == nil) != (why == nil) || why != nil && !errors.Is(err, why) {
+				t.Errorf("after %d bytes with %v: %v", size, why, err)
+			}
+		}
+	}
+}
+
+// cutFS holds one file that ends with an error.
+type cutFS struct {
+	size int
+	why  error
+}
+
+func (c cutFS) Open(name string) (fs.File, error) {
+	f, err := fstest.MapFS{"f": {Data: make([]byte, c.size)}}.Open(name)
+	if err != nil || name != "f" {
+		return f, err
+	}
+	return cutFile{f, c.why}, nil
+}
+
+type cutFile struct {
+	fs.File
+	why error
+}
+
+func (c cutFile) Read(p []byte) (int, error) {
+	n, err := c.File.Read(p)
+	if err == io.EOF && c.why != nil {
+		err = c.why
+	}
+	return n, err
+}

@@ -79,30 +79,44 @@ var leaves = sync.Pool{New: func() any { b := make([]byte, LeafSize); return &b 
 // File cuts r into a file's blocks and puts them. Leaves are hashed on up to GOMAXPROCS cores.
 func File(ctx context.Context, r io.Reader, put Put) (Ref, error) {
 	first := leaves.Get().(*[]byte)
-	n, err := io.ReadFull(r, *first)
-	if err == io.EOF || err == io.ErrUnexpectedEOF { // the usual case: one leaf, no goroutine
+	n, err := fill(r, *first)
+	if err == io.EOF { // the usual case: one leaf, no goroutine
 		defer leaves.Put(first)
 		return Leaf((*first)[:n], put)
 	}
 	h := leafHasher{put: put, slots: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	for i, buf := 0, first; ; i, buf = i+1, leaves.Get().(*[]byte) {
 		if i > 0 { // the first leaf is read already; its buffer may come round again
-			n, err = io.ReadFull(r, *buf)
+			n, err = fill(r, *buf)
 		}
-		if n == 0 || (err != nil && err != io.ErrUnexpectedEOF) || ctx.Err() != nil || h.failed() != nil {
+		if n == 0 || (err != nil && err != io.EOF) || ctx.Err() != nil || h.failed() != nil {
 			leaves.Put(buf)
 			break
 		}
 		h.add(buf, n)
 	}
 	h.wg.Wait()
-	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+	if err != nil && err != io.EOF {
 		return Ref{}, err
 	}
 	if err := cmp.Or(h.failed(), ctx.Err()); err != nil {
 		return Ref{}, err
 	}
 	return balance(h.refs, put)
+}
+
+// fill reads until buf is full or r ends, which is io.EOF. A reader's own io.ErrUnexpectedEOF says that something is
+// missing, and stays an error; io.ReadFull would make the same of both.
+func fill(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var k int
+		k, err = r.Read(buf[n:])
+		n += k
+	}
+	if n == len(buf) {
+		err = nil // it comes again with the next read
+	}
+	return n, err
 }
 
 // leafHasher hashes and puts leaves side by side, keeping their order in refs.
