@@ -91,6 +91,9 @@ type Config struct {
 	Idle time.Duration
 	// Reserve is the free space in bytes that is left on the disk. Default 256 MiB.
 	Reserve uint64
+	// Measure is the age from which the figures of the machine (Measured) are taken anew while the node is idle. Default 0:
+	// never, Node.Measure aside.
+	Measure time.Duration
 	// GPUs makes what reads and follows the GPUs. Default nil: gpu.New.
 	GPUs func(gpu.Config, *slog.Logger) (*gpu.Monitor, error)
 	// Clock tells the time, with its monotonic reading. Default time.Now.
@@ -126,6 +129,8 @@ func (c Config) Validate() error {
 		return bad("Version", "is %q, want 1..22 bytes", c.Version)
 	case c.Drain < 0 || c.Drain > time.Hour:
 		return bad("Drain", "is %s, want 0..1 h", c.Drain)
+	case c.Measure != 0 && (c.Measure < time.Hour || c.Measure > 30*24*time.Hour):
+		return bad("Measure", "is %s, want 0 for never, or 1 h..720 h", c.Measure)
 	case c.Buckets < 1:
 		return bad("Buckets", "is %d, want at least 1", c.Buckets)
 	case c.Idle < 5*time.Second || c.Idle > time.Hour:

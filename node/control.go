@@ -64,8 +64,19 @@ func (c *Control) Stop(ctx context.Context, deadline time.Duration) error {
 	return c.ask(ctx, "/stop", deadline)
 }
 
+// Measure measures the machine now and puts the figures into the node's record.
+func (c *Control) Measure(ctx context.Context) (m Measured, err error) {
+	return m, c.call(ctx, http.MethodPost, "/measure", controlRequest{}, &m)
+}
+
+// ClearGPU is the owner's word that the GPU with this UUID is good again.
+func (c *Control) ClearGPU(ctx context.Context, uuid string) error {
+	return c.call(ctx, http.MethodPost, "/gpu/clear", controlRequest{GPU: uuid}, nil)
+}
+
 type controlRequest struct {
-	DeadlineMS int64 `json:"deadline_ms,omitempty"`
+	DeadlineMS int64  `json:"deadline_ms,omitempty"`
+	GPU        string `json:"gpu,omitempty"`
 }
 
 type controlError struct {
@@ -167,22 +178,32 @@ type owner interface {
 	Resume() error
 	Drain(ctx context.Context, deadline time.Duration) error
 	Stop(ctx context.Context, deadline time.Duration) error
+	Measure(ctx context.Context) (Measured, error)
+	ClearGPU(uuid string) error
 }
 
 // serveControl answers on the socket until ctx ends.
 func serveControl(ctx context.Context, l net.Listener, o owner) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, o.Status(), nil) })
-	do := func(path string, f func(ctx context.Context, deadline time.Duration) error) {
+	on := func(path string, f func(ctx context.Context, req controlRequest) (any, error)) {
 		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
 			var req controlRequest
 			if err := json.NewDecoder(io.LimitReader(r.Body, 4096)).Decode(&req); err != nil {
 				w.WriteHeader(http.StatusBadRequest)
 				return
 			}
-			answer(w, struct{}{}, f(r.Context(), time.Duration(req.DeadlineMS)*time.Millisecond))
+			v, err := f(r.Context(), req)
+			answer(w, v, err)
 		})
 	}
+	do := func(path string, f func(ctx context.Context, deadline time.Duration) error) {
+		on(path, func(ctx context.Context, req controlRequest) (any, error) {
+			return struct{}{}, f(ctx, time.Duration(req.DeadlineMS)*time.Millisecond)
+		})
+	}
+	on("/measure", func(ctx context.Context, _ controlRequest) (any, error) { return o.Measure(ctx) })
+	on("/gpu/clear", func(_ context.Context, req controlRequest) (any, error) { return struct{}{}, o.ClearGPU(req.GPU) })
 	do("/pause", func(context.Context, time.Duration) error { return o.Pause() })
 	do("/resume", func(context.Context, time.Duration) error { return o.Resume() })
 	do("/drain", o.Drain)

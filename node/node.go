@@ -196,6 +196,25 @@ func (n *Node) Drain(ctx context.Context, deadline time.Duration) error {
 	return s.book.drain(ctx, deadline)
 }
 
+// Measure measures the machine now and puts the figures into the record. It returns ErrBusy while chunks are in hand.
+func (n *Node) Measure(ctx context.Context) (Measured, error) {
+	s := n.at()
+	if s == nil {
+		return Measured{}, errDown
+	}
+	return s.measure(ctx)
+}
+
+// ClearGPU is the owner's word that a GPU is good again: its faults are forgotten, and after a minute of quiet it is offered.
+// It returns gpu.ErrNoDevice.
+func (n *Node) ClearGPU(uuid string) error {
+	s := n.at()
+	if s == nil {
+		return errDown
+	}
+	return s.gpus.Clear(uuid)
+}
+
 // Stop drains and ends Run. It returns when the drain has ended; a node that was not drained or paused before
 // takes work again at its next start.
 func (n *Node) Stop(ctx context.Context, deadline time.Duration) error {

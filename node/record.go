@@ -91,6 +91,9 @@ func (s *speaker) describe(c *pb.Capability, issued time.Time) (uuids [][]string
 	s.mu.Unlock()
 	c.Host = s.host(&inv)
 	c.Gpus, uuids = s.groups(&inv.GPUs, issued)
+	if inv.Measured != nil {
+		inv.Measured.into(c)
+	}
 	c.Network = &pb.Network{Transports: transports(s.addrs())}
 	if how := s.reach(); how != p2p.ReachableUnknown && how != p2p.Unreachable {
 		c.Network.Reachability = string(how)
@@ -134,7 +137,7 @@ func (s *speaker) compare(st *Status, now time.Time) {
 	}
 }
 
-// fit leaves out what may be left out until the record has its size: addresses past three, own claims, device tags.
+// fit leaves out what may be left out until the record has its size: the benchmark, own claims, addresses past three, device tags.
 func (s *speaker) fit(c *pb.Capability) ([]byte, error) {
 	for {
 		raw, err := protocol.SealCapability(s.key, c)
@@ -144,10 +147,12 @@ func (s *speaker) fit(c *pb.Capability) ([]byte, error) {
 		claimed := slices.IndexFunc(c.Labels, func(l *pb.Label) bool { return len(l.GetIssuer()) == 0 && l.GetKey() != protocol.LabelResearch })
 		tagged := slices.IndexFunc(c.Gpus, func(g *pb.GpuGroup) bool { return len(g.DeviceTags) > 0 })
 		switch {
-		case len(c.Addrs) > 3:
-			c.Addrs = c.Addrs[:3]
+		case c.Benchmark != nil:
+			c.Benchmark = nil
 		case claimed >= 0:
 			c.Labels = slices.Delete(c.Labels, claimed, claimed+1)
+		case len(c.Addrs) > 3:
+			c.Addrs = c.Addrs[:3]
 		case tagged >= 0:
 			c.Gpus[tagged].DeviceTags = nil
 		default:

@@ -57,6 +57,8 @@ type site struct {
 	halt context.CancelFunc
 	jobs sync.WaitGroup
 
+	measuring sync.Mutex // one measurement at a time
+
 	mu    sync.Mutex
 	state State
 	since time.Time
@@ -84,6 +86,9 @@ func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 	}
 	for _, p := range sellingOf(&inv.GPUs, s.barred).Unsold {
 		s.log.Warn("a GPU is not offered", "what", p.What, "fix", p.Fix)
+	}
+	if m, ok := LoadMeasured(cfg.Data); ok {
+		inv.Measured = &m
 	}
 	slots := cfg.slots(inv.Threads, inv.Memory)
 	if s.scratch, err = newScratch(workDir(cfg), cfg.path("runs"), cfg.Scratch, slots); err != nil {
@@ -384,6 +389,7 @@ func (s *site) run(ctx context.Context) error {
 	s.book.restore(s.backends, outputs)
 	part(s.gpus.Run, serving)
 	s.spawn(s.followGPUs)
+	s.spawn(s.measureDaily)
 	for slot := range s.book.slots {
 		w := &worker{slot: slot, memory: s.share(), book: s.book, depot: store, scratch: s.scratch, outputs: outputs, logs: s.logs, log: s.log}
 		s.spawn(w.run)

@@ -212,6 +212,8 @@ type Inventory struct {
 	DiskFree uint64 `json:"disk_free"`
 	// DiskClass is the kind of drive that it is on: nvme, ssd, hdd, or data where that is not known.
 	DiskClass string `json:"disk_class,omitempty"`
+	// Measured is what was measured of it last; nil when nothing was.
+	Measured *Measured `json:"measured,omitempty"`
 	// GPUs are the groups of identical devices and the devices that cannot be offered.
 	GPUs gpu.Inventory `json:"gpus"`
 }
