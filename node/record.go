@@ -89,11 +89,9 @@ func (s *speaker) describe(c *pb.Capability, issued time.Time) (uuids [][]string
 	s.mu.Lock()
 	inv := s.inv
 	s.mu.Unlock()
-	c.Host = s.host(&inv)
-	c.Gpus, uuids = s.groups(&inv.GPUs, issued)
-	if inv.Measured != nil {
-		inv.Measured.into(c)
-	}
+	m := s.machine(&inv, issued)
+	c.Host, c.Gpus, c.Benchmark = m.Host, m.Gpus, m.Benchmark
+	_, uuids = s.groups(&inv.GPUs, issued)
 	c.Network = &pb.Network{Transports: transports(s.addrs())}
 	if how := s.reach(); how != p2p.ReachableUnknown && how != p2p.Unreachable {
 		c.Network.Reachability = string(how)
@@ -116,6 +114,16 @@ func (s *speaker) describe(c *pb.Capability, issued time.Time) (uuids [][]string
 		c.Labels = append(c.Labels, &pb.Label{Key: protocol.LabelResearch, Value: protocol.ResearchNo, Expires: c.GetExpires()})
 	}
 	return uuids, nil
+}
+
+// machine is the part of a record that the hardware fills.
+func (s *speaker) machine(inv *Inventory, now time.Time) *pb.Capability {
+	c := &pb.Capability{Host: s.host(inv)}
+	c.Gpus, _ = s.groups(&inv.GPUs, now)
+	if inv.Measured != nil {
+		inv.Measured.into(c)
+	}
+	return c
 }
 
 // compare tells what the record says beyond hardware, and how the node stands to the profiles of reward policies.

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -104,52 +103,4 @@ Keys that jobs ask for: host.type (datacenter, miner, partner) and compliance (s
 	c.Flags().IntVar(&days, "days", 365, "how long it holds")
 	out.flag(c, false)
 	return c
-}
-
-// nodeSpecsCommand compares a running node with the profiles of reward policies.
-func nodeSpecsCommand() *cobra.Command {
-	var out output
-	c := &cobra.Command{
-		Use: "specs", Short: "Compare this node with the minimum specifications of reward policies", Args: exactArgs(),
-		Long: `Compares this node with the minimum specifications of RNP-006 and RNP-019, with what is missing and what to do. They limit rewards only:
-a node that misses them joins and works all the same. Exit code 4 when it meets none.`,
-		RunE: func(c *cobra.Command, _ []string) error {
-			control, err := dialNode(c)
-			if err != nil {
-				return err
-			}
-			defer control.Close()
-			s, err := control.Status(c.Context())
-			if err != nil {
-				return notRunning(err)
-			}
-			if err := out.object(c.OutOrStdout(), s.Profiles, func(w io.Writer) { writeProfiles(w, s.Profiles) }); err != nil {
-				return err
-			}
-			for _, p := range s.Profiles {
-				if p.Met {
-					return nil
-				}
-			}
-			return withCode(exitGoalMissed, errors.New("the node meets none of the profiles"))
-		},
-	}
-	c.Flags().String("data", "", "data directory of the node")
-	out.flag(c, false)
-	return c
-}
-
-func writeProfiles(w io.Writer, all []node.ProfileStatus) {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	_, _ = fmt.Fprintln(t, "PROFILE\tREQUIREMENT\tMET\tHAVE\tNEED\tWHAT TO DO")
-	for _, p := range all {
-		for _, r := range p.Requirements {
-			met := "no"
-			if r.Met {
-				met = "yes"
-			}
-			_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, r.Name, met, printable(r.Have), r.Need, r.Fix)
-		}
-	}
-	_ = t.Flush()
 }

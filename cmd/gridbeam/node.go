@@ -14,7 +14,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/gridbeam/gridbeam/node"
@@ -100,11 +99,12 @@ type nodeFlags struct {
 	slots        int
 	mdns         bool
 	drain        time.Duration
+	measure      time.Duration
 	out          output
 }
 
 func nodeCommand() *cobra.Command {
-	return group("node", "Offer this machine", nodeInitCommand(), nodeRunCommand(), nodeStatusCommand(), nodeSpecsCommand(), nodeDoctorCommand(),
+	return group("node", "Offer this machine", nodeInitCommand(), nodeRunCommand(), nodeStatusCommand(), nodeSpecsCommand(), nodeDoctorCommand(), nodeMeasureCommand(), nodeGPUCommand(),
 		nodeControl("pause", "Take no new work; what runs goes on", func(ctx context.Context, c *node.Control, _ time.Duration) error { return c.Pause(ctx) }),
 		nodeControl("resume", "Take work again", func(ctx context.Context, c *node.Control, _ time.Duration) error { return c.Resume(ctx) }),
 		nodeControl("drain", "Take no new work, let what runs end or hand it back, then stay idle", func(ctx context.Context, c *node.Control, d time.Duration) error { return c.Drain(ctx, d) }),
@@ -182,6 +182,7 @@ invitation that the bridge prints: gridbeam node run --join gridbeam:... A bare 
 	fl.BoolVar(&f.mdns, "mdns", true, "find peers in the local network")
 	fl.BoolVar(&f.local, "local", false, "one machine or LAN: do not ask others whether this machine can be reached (default: when all known peers are local)")
 	fl.DurationVar(&f.drain, "drain", 5*time.Second, "how long running chunks may go on after Ctrl-C")
+	fl.DurationVar(&f.measure, "measure", 24*time.Hour, "measure disk, memory and processors while idle when the figures are older than this; 0 is never")
 	f.out.flag(c, false)
 	return c
 }
@@ -283,9 +284,8 @@ func writeNode(w io.Writer, s *node.Status) {
 	}
 	p("offers     %d slots, %d busy, %s", s.Slots, s.Busy, priceText(&s.Ask))
 	p("runs       %s", strings.Join(s.Executors, ", "))
-	inv := &s.Inventory
-	p("machine    %d threads of %s, %s memory, %s disk free", inv.Threads, printable(inv.CPUModel), humanize.IBytes(inv.Memory), humanize.IBytes(inv.DiskFree))
-	writeGPUs(w, s)
+	writeMachine(p, &s.Inventory)
+	writeGPUs(p, &s.Inventory.GPUs, &s.Selling)
 	for _, l := range s.Labels {
 		if l.Key != protocol.LabelOperator {
 			p("label      %s", labelText(&l))
@@ -414,26 +414,6 @@ func notRunning(err error) error {
 		return withCode(exitNotConnected, err)
 	}
 	return err
-}
-
-// writeGPUs says which GPUs are offered and why the others are not.
-func writeGPUs(w io.Writer, s *node.Status) {
-	g := &s.Inventory.GPUs
-	offered := uint32(0)
-	for _, group := range g.Groups {
-		offered += group.GetCount()
-	}
-	if len(g.Devices) == 0 && len(g.Problems) == 0 {
-		_, _ = fmt.Fprintln(w, "gpus       none")
-		return
-	}
-	_, _ = fmt.Fprintf(w, "gpus       %d of %d can be offered\n", offered, len(g.Devices))
-	for _, group := range g.Groups {
-		_, _ = fmt.Fprintf(w, "  %d x %s\n", group.GetCount(), printable(group.GetModel()))
-	}
-	for _, p := range g.Problems {
-		_, _ = fmt.Fprintf(w, "  %+v\n", p)
-	}
 }
 
 // awaitExit waits until a daemon's process is gone and its data directory free.

@@ -49,7 +49,7 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 	if len(f.labels) == 0 {
 		f.labels = file.Labels
 	}
-	cfg.MDNS, cfg.Slots, cfg.Drain = f.mdns, f.slots, f.drain
+	cfg.MDNS, cfg.Slots, cfg.Drain, cfg.Measure = f.mdns, f.slots, f.drain, f.measure
 	if f.price != "" {
 		ask, err := protocol.ParseMoney(f.price)
 		if err != nil || ask < 0 {

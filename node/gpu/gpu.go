@@ -27,7 +27,7 @@ var (
 // Device is one GPU, or one MIG slice of one.
 type Device struct {
 	// UUID names it over reboots; it stays on this machine. Empty when it could not be read.
-	UUID string `json:"uuid"`
+	UUID string `json:"uuid,omitempty"`
 	// Index is NVML's number at the moment, which may be another after a reboot.
 	Index int `json:"index"`
 	// Minor is the number of its device file, or of the GPU that it is a slice of; -1 when it is not known.
@@ -100,7 +100,7 @@ func (d *Device) String() string {
 // Slice is a part of a GPU that MIG has cut off.
 type Slice struct {
 	// Parent is the GPU's UUID.
-	Parent string `json:"parent"`
+	Parent string `json:"parent,omitempty"`
 	// Profile names its size, such as 1g.5gb.
 	Profile string `json:"profile"`
 	// Instance and Compute are its numbers within the GPU.
