@@ -80,6 +80,18 @@ type Config struct {
 	ScanQuota int
 	// ScanTimeout bounds one exchange on a scan stream, a page of 2 MiB at most. Default 30 s.
 	ScanTimeout time.Duration
+	// MeasureTime is how long bytes flow each way when an index peer measures somebody's line. Default 8 s.
+	MeasureTime time.Duration
+	// MeasureStreams is over how many streams they flow, 1..16. Default 4.
+	MeasureStreams int
+	// MeasureBytes bounds what a measurement moves each way, for the peer that measures and for the one that is
+	// measured, in bytes. Default 4 GiB.
+	MeasureBytes int
+	// MeasureDaily is how often an index peer measures one caller in a day. Default 2.
+	MeasureDaily int
+	// MeasureTotal is what an index peer may move each way in a day for all callers together, in bytes.
+	// Default 256 GiB.
+	MeasureTotal int
 }
 
 // AllShards returns every availability shard, for peers that keep a whole replica.
@@ -114,6 +126,12 @@ func DefaultConfig() Config {
 		ScanRate:     4 << 20,
 		ScanQuota:    256 << 20,
 		ScanTimeout:  30 * time.Second,
+
+		MeasureTime:    8 * time.Second,
+		MeasureStreams: 4,
+		MeasureBytes:   4 << 30,
+		MeasureDaily:   2,
+		MeasureTotal:   256 << 30,
 	}
 }
 
@@ -155,10 +173,20 @@ func (c Config) Validate() error {
 		{"ScanRate", c.ScanRate},
 		{"ScanQuota", c.ScanQuota},
 		{"ScanTimeout", int(c.ScanTimeout)},
+		{"MeasureDaily", c.MeasureDaily},
+		{"MeasureTotal", c.MeasureTotal},
 	} {
 		if f.value <= 0 {
 			return fmt.Errorf("%w: %s has to be above 0", ErrConfig, f.name)
 		}
+	}
+	switch {
+	case c.MeasureTime < 100*time.Millisecond || c.MeasureTime > maxMeasureTime:
+		return fmt.Errorf("%w: MeasureTime is %s, want 100 ms..%s", ErrConfig, c.MeasureTime, maxMeasureTime)
+	case c.MeasureStreams < 1 || c.MeasureStreams > maxMeasureStreams:
+		return fmt.Errorf("%w: MeasureStreams is %d, want 1..%d", ErrConfig, c.MeasureStreams, maxMeasureStreams)
+	case c.MeasureBytes < minMeasureBytes:
+		return fmt.Errorf("%w: MeasureBytes is %d, want at least %d, which is little for a line of 100 Mbit/s", ErrConfig, c.MeasureBytes, minMeasureBytes)
 	}
 	return nil
 }

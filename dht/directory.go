@@ -147,6 +147,10 @@ func (d *Directory) Run(ctx context.Context) error {
 		scans := d.serveScans(ctx)
 		defer scans()
 	}
+	if d.cfg.Index {
+		measures := d.serveMeasures(ctx)
+		defer measures()
+	}
 	close(d.ready)
 
 	g, ctx := errgroup.WithContext(ctx)

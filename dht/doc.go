@@ -14,6 +14,7 @@
 //     peers, verifies and unites what they give, and searches cold where there are fewer: it samples provider
 //     keys and asks each node for itself, else the DHT.
 //  5. Watch finds out whether we are in one network with our anchors and seen there; Standing tells.
+//  6. Bandwidth has an index peer measure our line, by /gridbeam/measure/1.0.0, and sign for what it has found.
 //
 // It may be imported by node, beambridge, cmd and internal/testnet; it imports protocol alone.
 //

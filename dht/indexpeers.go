@@ -14,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
+	"github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/gridbeam/gridbeam/protocol"
@@ -268,16 +269,24 @@ func (d *Directory) groupsOf(ctx context.Context, id peer.ID) []string {
 		return out
 	}
 	for _, c := range d.host.Network().ConnsToPeer(id) {
-		ip, err := manet.ToIP(c.RemoteMultiaddr())
-		switch v4 := ip.To4(); {
-		case err != nil:
-		case v4 != nil:
-			return append(out, "net "+string(v4[:2]))
-		case len(ip) == 16:
-			return append(out, "net "+string(ip[:4]))
+		if net := netOf(c.RemoteMultiaddr(), 2, 4); net != "" {
+			return append(out, net)
 		}
 	}
 	return out
+}
+
+// netOf names the network of an address by its first bytes, which are fewer for IPv4; empty when it has none.
+func netOf(a multiaddr.Multiaddr, v4bytes, v6bytes int) string {
+	ip, err := manet.ToIP(a)
+	switch v4 := ip.To4(); {
+	case err != nil:
+	case v4 != nil:
+		return "net " + string(v4[:v4bytes])
+	case len(ip) == 16:
+		return "net " + string(ip[:v6bytes])
+	}
+	return ""
 }
 
 // operatorOf reads the operator's label in the peer's own record.

@@ -30,6 +30,10 @@ const ResearchNo = "no"
 // LabelTier is the key of the label that tells a measured bandwidth tier: low, medium, high or ultra (discovery.md 9).
 const LabelTier = "net.tier"
 
+// LabelPriceTier is the key of the label that tells the highest step of MB/s that a measured line reaches: 25, 50, 100, 200,
+// 300, 400, 500 or 1000 (discovery.md 9, RNP-004).
+const LabelPriceTier = "net.price-tier"
+
 // Bounds of a label's texts, in bytes (discovery.md 2).
 const (
 	maxLabelKey   = 32

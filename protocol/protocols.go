@@ -25,6 +25,8 @@ const (
 	ProtoQuery protocol.ID = "/gridbeam/query/1.0.0"
 	// ProtoScan reads what a server of the directory holds, in the order of the keys.
 	ProtoScan protocol.ID = "/gridbeam/scan/1.0.0"
+	// ProtoMeasure measures the line of the peer that asks.
+	ProtoMeasure protocol.ID = "/gridbeam/measure/1.0.0"
 	// ProtoBlocks transfers verified ranges of blocks (volumes.md 6; not spoken yet).
 	ProtoBlocks protocol.ID = "/gridbeam/blocks/1.0.0"
 	// ProtoKad is our own Kademlia.
