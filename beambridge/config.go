@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,6 +37,9 @@ type Config struct {
 	OperatorKey crypto.PrivKey
 	// Anchors are further nodes whose word settles a dispute and whose work needs no copy. Default none.
 	Anchors []protocol.PeerID
+	// Issuers are further peers whose signed labels about nodes count, such as index peers that measure lines. Those
+	// of this bridge, of its operator and of the roots of its network always do. Default none.
+	Issuers []protocol.PeerID
 	// Listen holds the multiaddrs to listen on. Default: any port, QUIC and TCP, all IPv4 interfaces; with Local
 	// loopback only.
 	Listen []multiaddr.Multiaddr
@@ -161,9 +165,12 @@ func (c *Config) Validate() error {
 			return bad(l.field, "is %q: tokens would cross the network readable; listen on 127.0.0.1, or give the bridge a certificate by TLSCert and TLSKey (--tls-cert, --tls-key)", l.addr)
 		}
 	}
-	for i, id := range c.Anchors {
+	for i, id := range slices.Concat(c.Anchors, c.Issuers) {
 		if id.Validate() != nil {
-			return bad(fmt.Sprintf("Anchors[%d]", i), "is no peer ID")
+			if i < len(c.Anchors) {
+				return bad(fmt.Sprintf("Anchors[%d]", i), "is no peer ID")
+			}
+			return bad(fmt.Sprintf("Issuers[%d]", i-len(c.Anchors)), "is no peer ID")
 		}
 	}
 	if err := c.Schedule.Validate(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -219,10 +220,11 @@ func (b *Bridge) fitting(ctx context.Context, s *placing) (map[protocol.PeerID]b
 	return fits, nil
 }
 
-// believes says whether a label is the signed word of this bridge's operator or of a root of its network.
+// believes says whether a label is the signed word of this bridge itself, which has measured the node's line, of its
+// operator, of a root of its network, or of somebody whom it has been told to believe.
 func (b *Bridge) believes(id protocol.PeerID, l *pb.Label, now time.Time) bool {
 	issuer, ok := b.operators.labels.verify(l, id, now)
-	return ok && (issuer == b.operators.own || b.network.IsRoot(issuer))
+	return ok && (issuer == b.self || issuer == b.operators.own || b.network.IsRoot(issuer) || slices.Contains(b.cfg.Issuers, issuer))
 }
 
 // vouched is the success probability of an anchor: its operator's word counts as the evidence of a node that has
@@ -285,7 +287,9 @@ func (b *Bridge) candidate(c *dht.Candidate, s *placing, now time.Time) cluster.
 		}
 		x.Labels = append(x.Labels, l.GetKey()+"="+l.GetValue())
 		if l.GetKey() == protocol.LabelTier {
-			x.Tier, _ = cluster.ParseTier(l.GetValue())
+			// Who measures finds no more than its own line carries, so the highest of those who are believed is nearest.
+			tier, _ := cluster.ParseTier(l.GetValue())
+			x.Tier = max(x.Tier, tier)
 			x.Bandwidth = x.Tier.Down()
 		}
 	}

@@ -52,6 +52,40 @@ func TestARememberedLabelIsJudgedLikeANewOne(t *testing.T) {
 	}
 }
 
+func TestABridgeBelievesItselfAndThoseWhomItKnows(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	id := func(key crypto.PrivKey) protocol.PeerID {
+		p, err := peer.IDFromPrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	self, operator, root, told, stranger, node := newPeer(t), newPeer(t), newPeer(t), newPeer(t), newPeer(t), newPeer(t)
+	b := &Bridge{
+		self: id(self), network: protocol.NetworkFile{Roots: []protocol.PeerID{id(root)}}, cfg: Config{Issuers: []protocol.PeerID{id(told)}},
+		operators: operators{own: id(operator), labels: &labels{}},
+	}
+	for name, c := range map[string]struct {
+		issuer crypto.PrivKey
+		want   bool
+	}{
+		"itself, which has measured": {self, true}, "its operator": {operator, true}, "a root": {root, true}, "whom it was told of": {told, true},
+		"a stranger": {stranger, false}, "the node": {node, false},
+	} {
+		l, err := protocol.SignLabel(c.issuer, id(node), protocol.LabelTier, "high", now.Add(time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := b.believes(id(node), l, now); got != c.want {
+			t.Errorf("a tier that %s has signed is believed: %v", name, got)
+		}
+		if b.believes(id(stranger), l, now) || b.believes(id(node), l, now.Add(time.Hour)) {
+			t.Errorf("a tier that %s has signed is believed about somebody else, or after its time", name)
+		}
+	}
+}
+
 func newPeer(t *testing.T) crypto.PrivKey {
 	t.Helper()
 	key, _, err := crypto.GenerateEd25519Key(rand.Reader)

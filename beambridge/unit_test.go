@@ -321,6 +321,7 @@ func TestConfigNamesTheFieldThatIsWrong(t *testing.T) {
 		"Buckets":     func(c *Config) { c.Buckets = 0 },
 		"Clock":       func(c *Config) { c.Clock = nil },
 		"Anchors[0]":  func(c *Config) { c.Anchors = []protocol.PeerID{""} },
+		"Issuers[1]":  func(c *Config) { c.Issuers = []protocol.PeerID{idOf(t, "index"), ""} },
 	} {
 		c := DefaultConfig("/data")
 		change(&c)

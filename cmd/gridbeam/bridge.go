@@ -28,6 +28,7 @@ var bridgeListen = []string{"/ip4/0.0.0.0/udp/1995/quic-v1", "/ip4/0.0.0.0/tcp/1
 type bridgeFlags struct {
 	listen, announce    []string
 	join, anchors       []string
+	issuers             []string
 	api, beam, name     string
 	cert, key           string
 	apiRate             float64
@@ -71,6 +72,7 @@ user's nodes and "gridbeam job" need to find it. For other machines it prints an
 	fl.StringSliceVar(&f.announce, "announce", nil, "further multiaddr under which others reach this machine, such as that of a forwarded port; repeatable")
 	fl.StringSliceVar(&f.join, "join", nil, "address of a peer of the network; repeatable")
 	fl.StringSliceVar(&f.anchors, "anchor", nil, "peer ID of a node whose work needs no copy; repeatable (this user's own nodes are)")
+	fl.StringSliceVar(&f.issuers, "label-issuer", nil, "peer ID whose signed labels about nodes count, such as a bridge that measures lines; repeatable (this bridge's, this user's and the network's roots' do)")
 	fl.StringVar(&f.api, "api", "127.0.0.1:1994", "address of the HTTP API")
 	fl.StringVar(&f.beam, "beam", "127.0.0.1:1993", "address of the gateway for Beam's clients; empty for none")
 	fl.StringVar(&f.cert, "tls-cert", "", "PEM file of the certificate for --api and --beam, which then may be other than loopback; Beam's Python client speaks TLS to ports that end in 443")
@@ -168,6 +170,13 @@ func bridgeConfig(c *cobra.Command, f *bridgeFlags, dir string) (beambridge.Conf
 			return cfg, usagef("--anchor: %s", err)
 		}
 		cfg.Anchors = append(cfg.Anchors, id)
+	}
+	for _, text := range f.issuers {
+		id, err := decodePeer(text)
+		if err != nil {
+			return cfg, usagef("--label-issuer: %s", err)
+		}
+		cfg.Issuers = append(cfg.Issuers, id)
 	}
 	cfg.OperatorKey, err = operatorKey(c, true)
 	return cfg, err
