@@ -30,7 +30,7 @@ func (p Published) Enough() bool { return p.Acks >= 1 && 2*p.Acks >= p.Holders }
 // less than half took it (then Published.NewerSeq may say why), ErrIdentityInUse when another process
 // published under this key while we ran, and what a validator returns for a record that is not good.
 func (d *Directory) Advertise(ctx context.Context, raw []byte) (Published, error) {
-	rec, err := openCapability(raw, d.host.ID(), d.now())
+	rec, err := d.judge.capability(raw, d.host.ID(), d.now())
 	if err != nil {
 		return Published{}, fmt.Errorf("advertising: %w", err)
 	}
@@ -131,7 +131,7 @@ func Attributes(c *pb.Capability) []string {
 // Beat publishes a signed heartbeat on the shards of the GPU models of our record (at most four), or on that
 // of nodes without GPUs. It returns how many connected peers listen: with none nobody learns of it.
 func (d *Directory) Beat(ctx context.Context, raw []byte) (listeners int, err error) {
-	b, err := openBeat(raw, d.host.ID())
+	b, err := d.judge.beat(raw, d.host.ID())
 	if err != nil {
 		return 0, fmt.Errorf("publishing a heartbeat: %w", err)
 	}

@@ -76,8 +76,10 @@ type Directory struct {
 	started time.Time // when New was called, by our clock
 	ready   chan struct{}
 	done    chan struct{}
-	kad     *kad.IpfsDHT // set before ready is closed
+	kad     kademlia // set before ready is closed
 	wire    *messenger
+	join    func() (kademlia, error) // joinKademlia, but in a model
+	judge   judge                    // record.go, but in a model
 
 	mu       sync.Mutex
 	fetching map[peer.ID]bool
@@ -101,7 +103,7 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 	case gossip == nil && len(cfg.Shards) > 0:
 		return nil, fmt.Errorf("%w: Shards are set, but there is no gossip to hear them", ErrConfig)
 	}
-	return &Directory{
+	d := &Directory{
 		cfg: cfg, host: h, gossip: gossip, clock: clock, rnd: rnd, log: log,
 		index:    newReplica(cfg.MaxNodes),
 		fetches:  make(chan peer.ID, cfg.FetchQueue),
@@ -114,7 +116,10 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		done:     make(chan struct{}),
 		fetching: map[peer.ID]bool{},
 		levels:   map[string]perch{},
-	}, nil
+		judge:    judge{openCapability, openBeat},
+	}
+	d.join = d.joinKademlia
+	return d, nil
 }
 
 func (d *Directory) now() time.Time { return d.clock() }
@@ -131,7 +136,7 @@ func (d *Directory) Run(ctx context.Context) error {
 	d.mu.Unlock()
 	defer close(d.done)
 
-	table, err := kad.New(d.host, d.options()...)
+	table, err := d.join()
 	if err != nil {
 		return fmt.Errorf("starting Kademlia: %w", err)
 	}
@@ -214,7 +219,7 @@ func (d *Directory) isUp() bool {
 
 // hear judges and takes one heartbeat from gossip (discovery.md 4, rule 4).
 func (d *Directory) hear(author peer.ID, data []byte) Verdict {
-	b, err := openBeat(data, author)
+	b, err := d.judge.beat(data, author)
 	if err != nil {
 		d.log.Debug("heartbeat rejected", "peer", author, "err", err)
 		return Reject
@@ -315,7 +320,7 @@ func (d *Directory) fromDHT(ctx context.Context, id peer.ID, quorum int) (*recor
 	if err != nil {
 		return nil, d.translate(err)
 	}
-	return openCapability(raw, id, d.now())
+	return d.judge.capability(raw, id, d.now())
 }
 
 // Get returns what is known of one peer: from the replica, else from the peer itself, else from the DHT. It

@@ -38,13 +38,17 @@ type identity struct {
 func identityOf(t testing.TB, n int) identity {
 	t.Helper()
 	seed := sha256.Sum256(fmt.Appendf(nil, "identity %d", n))
-	key, _, err := crypto.GenerateEd25519Key(newSeedReader(seed[:]))
-	if err != nil {
-		t.Fatal(err)
+	return identityFrom(seed[:])
+}
+
+func identityFrom(seed []byte) identity {
+	key, _, err := crypto.GenerateEd25519Key(newSeedReader(seed))
+	if err != nil { // a seed reader does not fail
+		panic(err)
 	}
 	id, err := peer.IDFromPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
+	if err != nil { // nor does a key of this type
+		panic(err)
 	}
 	return identity{key, id}
 }

@@ -37,6 +37,32 @@ const (
 	providesPerMinute = 120
 )
 
+// kademlia is what a Directory uses of kad-dht. The tests put a model of many peers in its place (docs/directory.md).
+type kademlia interface {
+	routing.ContentRouting
+	valueReader
+	table
+}
+
+type valueReader interface {
+	GetValue(ctx context.Context, key string, opts ...routing.Option) ([]byte, error)
+}
+
+type table interface {
+	GetClosestPeers(ctx context.Context, key string) ([]peer.ID, error)
+	RoutingTable() *kbucket.RoutingTable
+	RefreshRoutingTable() <-chan error
+	Close() error
+}
+
+func (d *Directory) joinKademlia() (kademlia, error) { return kad.New(d.host, d.options()...) }
+
+// judge opens signed envelopes. A model of many peers opens each once, not once for each of them.
+type judge struct {
+	capability func(raw []byte, owner peer.ID, now time.Time) (*record, error)
+	beat       func(raw []byte, author peer.ID) (*beat, error)
+}
+
 // options turns the configuration into kad-dht's.
 func (d *Directory) options() []kad.Option {
 	modes := map[Mode]kad.ModeOpt{ModeServer: kad.ModeServer, ModeAuto: kad.ModeAuto, ModeClient: kad.ModeClient}

@@ -75,7 +75,7 @@ func TestTiersOfALineBeginAtTheirBounds(t *testing.T) {
 func TestOnlyWhatArrivesInTheWindowCounts(t *testing.T) {
 	start := time.Unix(1_800_000_000, 0)
 	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
-	tl := newTally(start, 8*time.Second, 1<<40)
+	tl := newMeasuredWay(start, 8*time.Second, 1<<40)
 	for ms := 0; ms < 9000; ms += 10 { // 1 MB/s; in the first second ten times as much
 		n := 10_000
 		if ms < 1000 {
@@ -90,7 +90,7 @@ func TestOnlyWhatArrivesInTheWindowCounts(t *testing.T) {
 	}
 	stopped := 0
 	for ms, want := range map[int]uint64{4000: 80 * mbit, 500: 80 * mbit, 1200: 80 * mbit} { // the bytes are used up then
-		tl := newTally(start, 8*time.Second, int64(ms)*10_000)
+		tl := newMeasuredWay(start, 8*time.Second, int64(ms)*10_000)
 		tl.stop = func() { stopped++ }
 		for i := 10; tl.add(100_000, at(i)); i += 10 {
 			if i > 8000 {

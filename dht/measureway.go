@@ -29,9 +29,9 @@ var (
 	errBroke = errors.New("a data stream broke off")
 )
 
-// tally counts the bytes of one way. The first eighth of the time is for the connection to reach its speed and does
+// measuredWay counts the bytes of one way. The first eighth of the time is for the connection to reach its speed and does
 // not count.
-type tally struct {
+type measuredWay struct {
 	start, from, to time.Time
 	most            int64  // bytes
 	stop            func() // called once when they are used up
@@ -41,12 +41,12 @@ type tally struct {
 	full           time.Time // when most was reached, which ends it
 }
 
-func newTally(start time.Time, d time.Duration, most int64) *tally {
-	return &tally{start: start, from: start.Add(d / 8), to: start.Add(d), most: most, stop: func() {}}
+func newMeasuredWay(start time.Time, d time.Duration, most int64) *measuredWay {
+	return &measuredWay{start: start, from: start.Add(d / 8), to: start.Add(d), most: most, stop: func() {}}
 }
 
 // add counts n bytes that have arrived; it says whether more are wanted.
-func (t *tally) add(n int, at time.Time) bool {
+func (t *measuredWay) add(n int, at time.Time) bool {
 	t.mu.Lock()
 	if !t.full.IsZero() || at.After(t.to) {
 		t.mu.Unlock()
@@ -68,7 +68,7 @@ func (t *tally) add(n int, at time.Time) bool {
 }
 
 // over says whether nothing more counts.
-func (t *tally) over(at time.Time) bool {
+func (t *measuredWay) over(at time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return !t.full.IsZero() || !at.Before(t.to)
@@ -76,7 +76,7 @@ func (t *tally) over(at time.Time) bool {
 
 // rate is bit/s. Where the bytes were used up before a second eighth of the time, the first one counts, too: so
 // short a window would say anything.
-func (t *tally) rate() uint64 {
+func (t *measuredWay) rate() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	counted, took := t.counted, t.to.Sub(t.from)
@@ -108,7 +108,7 @@ func (m *meters) measure(ctx context.Context, ses *session, way pb.MeasureDirect
 	}
 	stop := context.AfterFunc(ctx, reset)
 	defer stop()
-	t := newTally(time.Now(), m.cfg.MeasureTime, ses.most-ses.most%measureChunk)
+	t := newMeasuredWay(time.Now(), m.cfg.MeasureTime, ses.most-ses.most%measureChunk)
 	t.stop = func() {
 		for _, s := range streams {
 			_ = s.SetDeadline(time.Now()) // nobody waits for more
@@ -144,7 +144,7 @@ func reserved(s network.Stream, size int, f func() error) error {
 }
 
 // receive counts what comes on a stream until the tally is over.
-func (t *tally) receive(s network.Stream) error {
+func (t *measuredWay) receive(s network.Stream) error {
 	if err := s.SetReadDeadline(t.to); err != nil {
 		return fmt.Errorf("setting a deadline: %w", err)
 	}
@@ -165,7 +165,7 @@ func (t *tally) receive(s network.Stream) error {
 
 // sending is the way down over all streams.
 type sending struct {
-	tally  *tally
+	tally  *measuredWay
 	filler []byte
 	sent   atomic.Int64 // bytes
 }

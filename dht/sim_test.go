@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"google.golang.org/protobuf/proto"
@@ -99,6 +100,7 @@ type simWorld struct {
 	boot  []peer.AddrInfo
 
 	network *protocol.NetworkFile // whose landmarks are measured every 10 min; nil for none
+	tallies []tally               // by the number of the process
 
 	lies     atomic.Int64 // false records that hostile servers gave
 	withheld atomic.Int64 // of what they said that they keep
@@ -204,8 +206,9 @@ func (h *simHost) main(ctx context.Context, env testnet.Env) error {
 		cfg.Index, cfg.Shards = true, AllShards()
 	}
 	gossip := &simGossip{host: env.Host, topics: map[string]*simTopic{}}
+	count := &h.w.tallies[h.at]
 	rnd := func() *rand.Rand { return rand.New(rand.NewPCG(uint64(h.at), uint64(env.Run))) }
-	d, err := New(cfg, env.Host.Host(), gossip, time.Now, rnd(), quiet)
+	d, err := New(cfg, countingHost{env.Host.Host(), count}, countingGossip{gossip, count}, time.Now, rnd(), quiet)
 	if err != nil {
 		return err
 	}
@@ -256,7 +259,10 @@ func (h *simHost) main(ctx context.Context, env testnet.Env) error {
 // newSim starts a network of n hosts, of which three are index peers and a share is hostile.
 func newSim(t *testing.T, seed uint64, n int, hostile float64, change ...func(*simWorld)) *simWorld {
 	t.Helper()
-	w := &simWorld{t: t, net: testnet.New(t, testnet.Options{Seed: seed}), k: 20, signed: map[string]bool{}}
+	w := &simWorld{t: t, k: 20, signed: map[string]bool{}, tallies: make([]tally, n+8)}
+	w.net = testnet.New(t, testnet.Options{Seed: seed, Libp2p: func(i int) []libp2p.Option {
+		return []libp2p.Option{libp2p.BandwidthReporter(meter{tally: &w.tallies[i]})}
+	}})
 	models := []string{"nvidia-h100-80gb-sxm", "nvidia-l4-24gb", "nvidia-rtx-4090-24gb"}
 	for i := range n {
 		h := &simHost{w: w, at: i, index: i < 3, model: models[i%3]}

@@ -34,6 +34,8 @@ type Options struct {
 	BitsPerSecond int
 	// Address gives the address of node i. Default: a public IPv4 address each, port 4001.
 	Address func(i int) netip.AddrPort
+	// Libp2p gives further options of node i's libp2p host, such as what counts its bytes. Default: none.
+	Libp2p func(i int) []libp2p.Option
 	// Log receives what hosts and processes log. Default: nothing.
 	Log *slog.Logger
 }

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"testing/synctest"
 
+	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
@@ -139,6 +140,10 @@ func (p *Process) Start() {
 	}
 	r := &run{dir: p.dir, sockets: &sockets{}, done: make(chan struct{})}
 	cfg.Transport = p.net.transport(r.sockets)
+	if more := p.net.opts.Libp2p; more != nil {
+		simulated := cfg.Transport
+		cfg.Transport = func() []libp2p.Option { return append(simulated(), more(p.index)...) }
+	}
 	log := p.net.opts.Log.With("process", p.index)
 	host, err := p2p.New(cfg, p.key, log)
 	if err == nil {
