@@ -172,6 +172,7 @@ func (d *Directory) Run(ctx context.Context) error {
 	}
 	if len(d.cfg.Shards) > 0 {
 		g.Go(func() error { return d.greet(ctx) })
+		g.Go(func() error { d.catchUp(ctx); return nil })
 	}
 	g.Go(func() error { return d.sweepLoop(ctx) })
 	return g.Wait()

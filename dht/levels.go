@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -175,12 +176,34 @@ func (d *Directory) Providers(ctx context.Context, attr string, count int) ([]pe
 		if err != nil {
 			return nil
 		}
-		for info := range d.kad.FindProvidersAsync(ctx, key, most) {
-			found = append(found, info)
-		}
-		return found
+		return d.readProviders(ctx, key, most)
 	})
 	return out, nil
+}
+
+// providerPatience is how long a lookup may go on without naming one more provider after it has named some: then it
+// waits for peers that have died, each for as long as a dial takes to fail, and a search would have no time left.
+const providerPatience = time.Second
+
+// readProviders reads one key.
+func (d *Directory) readProviders(ctx context.Context, key cid.Cid, most int) (found []peer.AddrInfo) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	patience := time.NewTimer(d.cfg.ColdTimeout / 2)
+	defer patience.Stop()
+	named := d.kad.FindProvidersAsync(ctx, key, most)
+	for {
+		select {
+		case info, more := <-named:
+			if !more {
+				return found
+			}
+			found = append(found, info)
+			patience.Reset(providerPatience)
+		case <-patience.C:
+			return found
+		}
+	}
 }
 
 // descend reads keys from the top until one is short, and draws count of what they gave.
