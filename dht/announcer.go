@@ -49,7 +49,8 @@ type Schedule struct {
 	Provide time.Duration
 	// Beat is the time between two heartbeats without a change. Default 30 s.
 	Beat time.Duration
-	// BeatGap is the least time between two heartbeats. Default 5 s.
+	// BeatGap is the least time between two heartbeats that changes have brought forward; a regular one holds no change
+	// back. Default 5 s.
 	BeatGap time.Duration
 	// Retry are the waits after failures to publish, the last one for ever. Default 5, 15, 45 s, 2, 5 min.
 	Retry []time.Duration
@@ -144,6 +145,16 @@ func poke(c chan struct{}) {
 	}
 }
 
+// poked says whether something has come meanwhile, which is published with what is due.
+func poked(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
 // Run publishes until ctx ends, then says goodbye: a heartbeat LEAVING and a tombstone of 10 min, as a DHT
 // cannot delete. It returns nil on orderly cancel, ErrIdentityInUse when another process publishes under our
 // key, and the source's or store's errors.
@@ -170,25 +181,36 @@ func (a *Announcer) Run(ctx context.Context) error {
 func (a *Announcer) loop(ctx context.Context) error {
 	now := a.d.now()
 	nextRecord, nextProvide, nextBeat := now, now, now
-	lastRecord, lastBeat := time.Time{}, time.Time{}
+	lastRecord, lastChange := time.Time{}, time.Time{}
+	changed := false // a heartbeat is due before its time
 	settled := false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		var record, moved, beat bool
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.record:
-			nextRecord = earlier(nextRecord, lastRecord.Add(a.plan.RecordGap))
+			record = true
 		case <-a.moved:
+			moved = true
+		case <-a.beat:
+			beat = true
+		case <-timer.C:
+		}
+		if record || poked(a.record) {
+			nextRecord = earlier(nextRecord, lastRecord.Add(a.plan.RecordGap))
+		}
+		if moved || poked(a.moved) {
 			at := lastRecord.Add(a.plan.RecordGap)
 			if !settled { // a node behind a NAT gets its relay soon after its start, and until then nobody can ask it
 				at, settled = lastRecord.Add(a.plan.BeatGap), true
 			}
 			nextRecord, nextProvide = earlier(nextRecord, at), earlier(nextProvide, at)
-		case <-a.beat:
-			nextBeat = earlier(nextBeat, lastBeat.Add(a.plan.BeatGap))
-		case <-timer.C:
+		}
+		if beat || poked(a.beat) {
+			nextBeat, changed = earlier(nextBeat, lastChange.Add(a.plan.BeatGap)), true
 		}
 		now = a.d.now()
 		if !now.Before(nextRecord) {
@@ -205,7 +227,10 @@ func (a *Announcer) loop(ctx context.Context) error {
 			if err := a.publishBeat(ctx, false); err != nil {
 				return err
 			}
-			lastBeat, nextBeat = now, now.Add(a.vary(a.plan.Beat))
+			if changed {
+				lastChange, changed = now, false
+			}
+			nextBeat = now.Add(a.vary(a.plan.Beat))
 		}
 		if !now.Before(nextProvide) {
 			nextProvide = now.Add(a.publishKeys(ctx))
