@@ -1,0 +1,162 @@
+package dht
+
+import (
+	"context"
+	"runtime/debug"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// ordinary is the ground of all published figures of the model.
+func ordinary(seed uint64, nodes, index int) modelConfig {
+	return modelConfig{
+		seed: seed, nodes: nodes, index: index, k: 20, loss: 0.005, join: 3 * time.Minute,
+		churn: 0.05, moves: 10 * time.Minute, rare: 48, prime: nodes > 2000,
+	}
+}
+
+// modelled runs a world in virtual time.
+func modelled(t *testing.T, cfg modelConfig, warm, over time.Duration, questions int) (r modelReport) {
+	t.Helper()
+	// A model is many small things that live long; most of its time would go into looking at them again.
+	defer debug.SetGCPercent(debug.SetGCPercent(300))
+	synctest.Test(t, func(t *testing.T) {
+		w := newModelWorld(t, cfg)
+		r = w.run(warm, over, questions)
+		w.cold(&r)
+		w.end()
+		r.print(t.Logf)
+	})
+	return r
+}
+
+// goals are rows of discovery.md 12.
+type goals struct {
+	recall             float64 // least mean
+	visible            time.Duration
+	killed, left       time.Duration
+	idle, ingest       float64 // bytes a second each way
+	coldClient         time.Duration
+	allPaths, dhtAlone float64
+}
+
+// hold reports every goal that is missed.
+func (g goals) hold(t *testing.T, r *modelReport) {
+	t.Helper()
+	miss := func(what string, got, goal any) { t.Errorf("%s is %v, goal %v", what, got, goal) }
+	for path, least := range map[string]float64{
+		"replica all": g.recall, "replica job": g.recall, "index peers all": g.recall, "index peers job": g.recall,
+		"all paths rare": g.allPaths, "DHT alone rare": g.dhtAlone,
+	} {
+		if got := mean(r.f.recalls[path]); got < least {
+			miss("recall by "+path, got, least)
+		}
+	}
+	if got := quantile(r.f.visible, 0.95); got > g.visible {
+		miss("p95 until a change is visible", got, g.visible)
+	}
+	for how, most := range map[string]time.Duration{"kill -9": g.killed, "goodbye": g.left} {
+		if ds := r.f.dead[how]; len(ds) == 0 {
+			t.Errorf("nobody has gone by %s: the run is no test", how)
+		} else if got := quantile(ds, 1); got > most {
+			miss("the longest that a dead node is offered after "+how, got, most)
+		}
+	}
+	if got := max(r.idle.sent, r.idle.received); got > g.idle {
+		miss("an idle node's bytes a second", got, g.idle)
+	}
+	if got := r.replica.received; got > g.ingest {
+		miss("a replica's bytes a second", got, g.ingest)
+	}
+	if got := max(r.coldClient, r.coldIndex); got > g.coldClient {
+		miss("a cold start", got, g.coldClient)
+	}
+}
+
+// smallModel is what runs in every build; with the race detector a node costs ten times as much.
+func smallModel() int {
+	if raceEnabled {
+		return 60
+	}
+	return 300
+}
+
+// pollStep is how often a node's death is looked for (mourn).
+const pollStep = 200 * time.Millisecond
+
+func TestAModelledNetworkHoldsItsGoalsWhileNodesComeAndGo(t *testing.T) {
+	cfg := ordinary(1, smallModel(), 5)
+	cfg.churn = 1 // in minutes as many go as in hours otherwise
+	r := modelled(t, cfg, time.Minute, 6*time.Minute, 6)
+	goals{
+		recall: 0.98, visible: 2 * time.Second, killed: 90*time.Second + pollStep, left: 2 * time.Second, idle: 500, ingest: 30_000,
+		coldClient: 3 * time.Second, allPaths: 0.97, dhtAlone: 0.9,
+	}.hold(t, &r)
+}
+
+func TestServersThatWithholdDoNotHideNodesInAModelledNetwork(t *testing.T) {
+	cfg := ordinary(2, smallModel(), 3)
+	cfg.withhold = 0.2
+	r := modelled(t, cfg, time.Minute, 2*time.Minute, 4)
+	for path, least := range map[string]float64{"all paths rare": 0.99, "DHT alone rare": 0.95} {
+		if got := mean(r.f.recalls[path]); got < least {
+			t.Errorf("recall by %s is %.3f, goal %.3f", path, got, least)
+		}
+	}
+	cfg.withhold = 1 // then nothing is kept, or withholding would be no test
+	synctest.Test(t, func(t *testing.T) {
+		w := newModelWorld(t, cfg)
+		client := w.client()
+		w.judge("DHT alone", client, modelQuestions[2], ViaDHT)
+		if got := mean(w.found.recalls["DHT alone rare"]); got > 0.2 {
+			t.Errorf("although every server withholds, the DHT alone gives %.2f of the nodes", got)
+		}
+		w.end()
+	})
+}
+
+func TestTheSameSeedGivesTheSameHistory(t *testing.T) {
+	history := func(seed uint64) (trace uint64) {
+		cfg := ordinary(seed, 40, 3)
+		cfg.churn = 2
+		r := modelled(t, cfg, time.Minute, 5*time.Minute, 3)
+		return r.trace
+	}
+	first, again, other := history(3), history(3), history(4)
+	if first != again || first == other {
+		t.Errorf("traces %016x, again %016x, of another seed %016x", first, again, other)
+	}
+}
+
+func TestAChangeIsToldAtOnceAlsoAfterARegularHeartbeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := ordinary(5, 6, 3)
+		cfg.moves, cfg.churn, cfg.loss = 0, 0, 0
+		w := newModelWorld(t, cfg)
+		pass(time.Minute)
+		n, hub := w.nodes(0)[0], w.peers[0].directory()
+		free := func() int {
+			c, err := hub.Get(context.Background(), n.id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return int(c.Availability.GetGroups()[0].GetFree())
+		}
+		for h, _ := hub.index.get(n.id, time.Now()); h.age > 2*time.Second; h, _ = hub.index.get(n.id, time.Now()) {
+			pass(500 * time.Millisecond)
+		}
+		n.change(101) // within 2 s of a regular heartbeat
+		if pass(time.Second); free() != 101 {
+			t.Errorf("a second after a change %d GPUs are free", free())
+		}
+		n.change(102) // within 5 s of a heartbeat that told of a change
+		if pass(time.Second); free() != 101 {
+			t.Error("two changes are told within 2 s")
+		}
+		if pass(4 * time.Second); free() != 102 {
+			t.Errorf("6 s after the first change %d GPUs are free", free())
+		}
+		w.end()
+	})
+}

@@ -1,0 +1,639 @@
+package dht
+
+import (
+	"cmp"
+	"container/heap"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	kadpb "github.com/libp2p/go-libp2p-kad-dht/pb"
+	kbucket "github.com/libp2p/go-libp2p-kbucket"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/routing"
+	pstore "github.com/libp2p/go-libp2p/p2p/host/peerstore"
+	"github.com/libp2p/go-msgio"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gridbeam/gridbeam/protocol"
+)
+
+// modelKad stands for kad-dht at one node. Lookups follow kad-dht's rules (alpha at a time, done when the beta nearest
+// have answered, then all of the K nearest that have not) over what peers of a network of this size know of one
+// another; they take as long as their slowest chain of answers, and count each request at both ends. What holders keep
+// is kept by them; the product's Validator judges it.
+type modelKad struct {
+	n     *modelNode
+	run   int
+	alpha int
+	beta  int
+	rt    *kbucket.RoutingTable
+}
+
+// What kad-dht does on its own (v0.42): tables are refreshed every 10 min at servers, each bucket in every second round,
+// as it is then older than the time between them.
+const (
+	modelTable = 24 // peers in the table that the Directory itself looks at
+)
+
+func (n *modelNode) joinModelKad(run int) (kademlia, error) {
+	rt, err := kbucket.NewRoutingTable(n.w.cfg.k, kbucket.ConvertPeerID(n.id), time.Minute, pstore.NewMetrics(), time.Hour, nil)
+	if err != nil {
+		return nil, err
+	}
+	k := &modelKad{n: n, run: run, alpha: min(10, n.w.cfg.k), beta: min(3, n.w.cfg.k), rt: rt}
+	n.w.mu.Lock()
+	n.table = rt
+	n.w.mu.Unlock()
+	n.running().SetStreamHandler(protocol.ProtoKad, n.serveKad)
+	return k, nil
+}
+
+// Close implements kademlia.
+func (k *modelKad) Close() error { return k.rt.Close() }
+
+// RoutingTable implements kademlia.
+func (k *modelKad) RoutingTable() *kbucket.RoutingTable { return k.rt }
+
+// RefreshRoutingTable implements kademlia.
+func (k *modelKad) RefreshRoutingTable() <-chan error { c := make(chan error, 1); c <- nil; return c }
+
+// asked is a peer in a lookup.
+type asked struct {
+	n       *modelNode
+	far     uint64
+	state   askedState
+	arrives time.Duration
+	fails   bool
+	near    bool // connected: it is in the asker's table
+}
+
+type askedState uint8
+
+const (
+	askHeard askedState = iota
+	askWaiting
+	askQueried
+	askUnreachable
+)
+
+// lookup is one walk to a key, played to its end at the moment it begins.
+type lookup struct {
+	k      *modelKad
+	key    point
+	known  []*asked // nearest first
+	seen   map[*modelNode]*asked
+	way    arrivals
+	now    time.Duration
+	answer func(*modelNode, time.Duration) (stop bool, size int) // what a peer that has answered gives
+	weight int64
+	kind   kadpb.Message_MessageType
+	stop   bool
+}
+
+type arrivals []*asked
+
+func (a arrivals) Len() int { return len(a) }
+func (a arrivals) Less(i, j int) bool {
+	return cmp.Or(cmp.Compare(a[i].arrives, a[j].arrives), cmp.Compare(a[i].far, a[j].far)) < 0
+}
+func (a arrivals) Swap(i, j int) { a[i], a[j] = a[j], a[i] }
+
+// Push implements heap.Interface.
+func (a *arrivals) Push(x any) { *a = append(*a, x.(*asked)) }
+
+// Pop implements heap.Interface.
+func (a *arrivals) Pop() any { old := *a; x := old[len(old)-1]; *a = old[:len(old)-1]; return x }
+
+func (l *lookup) hear(n *modelNode, near bool) {
+	if n == l.k.n || l.seen[n] != nil {
+		return
+	}
+	a := &asked{n: n, near: near, far: n.point.prefix() ^ l.key.prefix()}
+	l.seen[n] = a
+	i, _ := slices.BinarySearchFunc(l.known, a.far, func(o *asked, far uint64) int { return cmp.Compare(o.far, far) })
+	l.known = slices.Insert(l.known, i, a)
+}
+
+// ask sends a request. It costs both ends its bytes; a peer that has died costs the time that finding this out takes.
+func (l *lookup) ask(a *asked) {
+	w, me := l.k.n.w, l.k.n
+	a.state = askWaiting
+	rtt := w.roundTrip(me, a.n)
+	switch {
+	case a.n.up:
+		a.arrives = l.now + rtt
+		if !a.near {
+			a.arrives += 2 * rtt
+			me.dials.Add(l.weight)
+		}
+	case slices.Contains(me.conns, a.n):
+		a.arrives, a.fails = l.now+modelRead, true
+	default:
+		a.arrives, a.fails = l.now+modelDial, true
+	}
+	if !a.fails {
+		l.requested(a)
+	}
+	heap.Push(&l.way, a)
+}
+
+// nearest are up to count peers that are not known to be dead.
+func (l *lookup) nearest(count int) (out []*asked) {
+	for _, a := range l.known {
+		if a.state != askUnreachable {
+			if out = append(out, a); len(out) == count {
+				break
+			}
+		}
+	}
+	return out
+}
+
+func (l *lookup) spawn() {
+	waiting := l.way.Len()
+	for _, a := range l.known {
+		if waiting >= l.k.alpha {
+			return
+		}
+		if a.state == askHeard {
+			l.ask(a)
+			waiting++
+		}
+	}
+}
+
+func (l *lookup) done() bool {
+	for _, a := range l.nearest(l.k.beta) {
+		if a.state != askQueried {
+			return false
+		}
+	}
+	return true
+}
+
+// run plays the lookup; the caller holds the network's mu. It returns the K nearest that it reached and how long it took.
+func (l *lookup) run() ([]*modelNode, time.Duration) {
+	k := l.k.n.w.cfg.k
+	for _, n := range l.k.n.knows(l.key, k) {
+		l.hear(n, true)
+	}
+	l.spawn()
+	for l.way.Len() > 0 && !l.done() {
+		a := heap.Pop(&l.way).(*asked)
+		l.now = a.arrives
+		if a.fails {
+			a.state = askUnreachable
+		} else {
+			a.state = askQueried
+			l.heardFrom(a)
+			if l.stop {
+				l.drain()
+				return nil, l.now
+			}
+		}
+		l.spawn()
+	}
+	// Those under way are waited for, but what they tell is not used; whom they went to is asked again.
+	for l.way.Len() > 0 {
+		a := heap.Pop(&l.way).(*asked)
+		l.now = a.arrives
+		if !a.fails {
+			l.replied(a, l.size(a))
+		}
+		if l.stop {
+			l.drain()
+			return nil, l.now
+		}
+	}
+	top, begun := l.nearest(k), l.now
+	for _, a := range top {
+		if a.state == askQueried {
+			continue
+		}
+		l.now = begun
+		l.ask(a)
+	}
+	for l.way.Len() > 0 {
+		a := heap.Pop(&l.way).(*asked)
+		if l.now = a.arrives; !a.fails {
+			l.replied(a, l.size(a))
+			if l.stop {
+				l.drain()
+				return nil, l.now
+			}
+		}
+	}
+	var out []*modelNode
+	for _, a := range top {
+		out = append(out, a.n)
+	}
+	return out, l.now
+}
+
+// heardFrom takes what a peer has answered.
+func (l *lookup) heardFrom(a *asked) {
+	closer := a.n.knows(l.key, l.k.n.w.cfg.k)
+	for _, n := range closer {
+		l.hear(n, len(l.k.n.w.ring) <= maxModelConns)
+	}
+	l.replied(a, l.size(a))
+}
+
+// size is that of a peer's answer.
+func (l *lookup) size(a *asked) int {
+	size := 0
+	if l.answer != nil {
+		stop, more := l.answer(a.n, l.now)
+		l.stop, size = l.stop || stop, more
+	}
+	return size + kadAnswer(l.k.n.w.cfg.k)
+}
+
+func (l *lookup) requested(a *asked) {
+	me, out := l.k.n, int64(kadRequest)
+	me.begun[flowKad].Add(l.weight)
+	me.kinds[l.kind].Add(l.weight)
+	me.sent[flowKad].Add(out * l.weight)
+	a.n.received[flowKad].Add(out * l.weight)
+}
+
+func (l *lookup) replied(a *asked, size int) {
+	a.n.sent[flowKad].Add(int64(size) * l.weight)
+	l.k.n.received[flowKad].Add(int64(size) * l.weight)
+}
+
+// drain lets the answers come that are under way when nobody needs them any more.
+func (l *lookup) drain() {
+	for _, a := range l.way {
+		if !a.fails {
+			l.replied(a, kadAnswer(l.k.n.w.cfg.k))
+		}
+	}
+}
+
+// walk runs a lookup and waits as long as it takes.
+func (k *modelKad) walk(ctx context.Context, key string, kind kadpb.Message_MessageType, answer func(*modelNode, time.Duration) (bool, int)) ([]*modelNode, time.Duration, error) {
+	out, took, err := k.play(key, kind, answer)
+	if err != nil {
+		return nil, took, err
+	}
+	return out, took, sleep(ctx, took)
+}
+
+// play runs a lookup to its end in no time and tells how long it takes.
+func (k *modelKad) play(key string, kind kadpb.Message_MessageType, answer func(*modelNode, time.Duration) (bool, int)) ([]*modelNode, time.Duration, error) {
+	w := k.n.w
+	if k.rt.Size() == 0 || !k.n.runs(k.run) {
+		return nil, 0, kbucket.ErrLookupFailure
+	}
+	l := &lookup{k: k, key: pointOf(key), seen: map[*modelNode]*asked{}, answer: answer, weight: 1, kind: kind}
+	w.mu.RLock()
+	out, took := l.run()
+	w.mu.RUnlock()
+	w.log("lookup", k.n, nil)
+	if !l.stop && len(out) == 0 {
+		return nil, took, kbucket.ErrLookupFailure
+	}
+	return out, took, nil
+}
+
+func pointOf(key string) (p point) { copy(p[:], kbucket.ConvertKey(key)); return p }
+
+func idsOfNodes(ns []*modelNode) []peer.ID {
+	out := make([]peer.ID, len(ns))
+	for i, n := range ns {
+		out[i] = n.id
+	}
+	return out
+}
+
+// GetClosestPeers implements kademlia.
+func (k *modelKad) GetClosestPeers(ctx context.Context, key string) ([]peer.ID, error) {
+	out, _, err := k.walk(ctx, key, kadpb.Message_FIND_NODE, nil)
+	return idsOfNodes(out), err
+}
+
+// Provide implements kademlia.
+func (k *modelKad) Provide(ctx context.Context, key cid.Cid, _ bool) error {
+	w, hash := k.n.w, string(key.Hash())
+	w.mu.Lock()
+	k.n.keepProvider(hash, k.n)
+	w.mu.Unlock()
+	holders, _, err := k.walk(ctx, hash, kadpb.Message_FIND_NODE, nil)
+	if err != nil {
+		return err
+	}
+	time.AfterFunc(w.way(k.n, holders[0], int(kadAdd)), func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, h := range holders {
+			k.n.sent[flowKad].Add(kadAdd)
+			k.n.begun[flowKad].Add(1)
+			k.n.kinds[kadpb.Message_ADD_PROVIDER].Add(1)
+			if h.up {
+				h.received[flowKad].Add(kadAdd)
+				h.keepProvider(hash, k.n)
+			}
+		}
+	})
+	return nil
+}
+
+// FindProvidersAsync implements kademlia.
+func (k *modelKad) FindProvidersAsync(ctx context.Context, key cid.Cid, count int) <-chan peer.AddrInfo {
+	out := make(chan peer.AddrInfo)
+	go func() {
+		defer close(out)
+		type foundAt struct {
+			n  *modelNode
+			at time.Duration
+		}
+		var found []foundAt
+		seen := map[*modelNode]bool{}
+		take := func(ps []*modelNode, at time.Duration) bool {
+			for _, p := range ps {
+				if !seen[p] && (count == 0 || len(found) < count) {
+					seen[p] = true
+					found = append(found, foundAt{p, at})
+				}
+			}
+			return count > 0 && len(found) >= count
+		}
+		hash := string(key.Hash())
+		k.n.w.mu.RLock()
+		enough := take(k.n.providers(hash, 0), 0)
+		k.n.w.mu.RUnlock()
+		took := time.Duration(0)
+		if !enough {
+			_, took, _ = k.play(hash, kadpb.Message_GET_PROVIDERS, func(n *modelNode, at time.Duration) (bool, int) {
+				ps := n.providers(hash, uint64(k.n.at)^uint64(time.Now().UnixNano()))
+				return take(ps, at), len(ps) * kadPeer
+			})
+		}
+		begun := time.Now()
+		for _, f := range found { // each when its holder has told of it
+			if sleep(ctx, f.at-time.Since(begun)) != nil {
+				return
+			}
+			select {
+			case out <- peer.AddrInfo{ID: f.n.id, Addrs: k.n.w.addrs(f.n)}:
+			case <-ctx.Done():
+				return
+			}
+		}
+		_ = sleep(ctx, took-time.Since(begun))
+	}()
+	return out
+}
+
+// GetValue implements kademlia.
+func (k *modelKad) GetValue(ctx context.Context, key string, opts ...routing.Option) ([]byte, error) {
+	var cfg routing.Options
+	if err := cfg.Apply(opts...); err != nil {
+		return nil, err
+	}
+	quorum := 0
+	for _, v := range cfg.Other { // the key is kad-dht's own; there is one option
+		quorum, _ = v.(int)
+	}
+	var best []byte
+	got := 0
+	judge := Validator{Now: time.Now}
+	owner, err := ownerOf(key)
+	if err != nil {
+		return nil, err
+	}
+	take := func(raw []byte) bool {
+		if raw == nil {
+			return false
+		}
+		if _, err := k.n.w.opened.capability(raw, owner, time.Now()); err != nil {
+			return false
+		}
+		got++
+		if best == nil {
+			best = raw
+		} else if i, err := judge.Select(key, [][]byte{best, raw}); err == nil && i == 1 {
+			best = raw
+		}
+		return quorum > 0 && got > quorum
+	}
+	w := k.n.w
+	w.mu.RLock()
+	enough := take(k.n.value(key))
+	w.mu.RUnlock()
+	if !enough {
+		_, _, err = k.walk(ctx, key, kadpb.Message_GET_VALUE, func(n *modelNode, _ time.Duration) (bool, int) {
+			raw := n.value(key)
+			return take(raw), len(raw)
+		})
+	}
+	switch {
+	case err != nil && best == nil && !errors.Is(err, kbucket.ErrLookupFailure):
+		return nil, err
+	case best == nil:
+		return nil, routing.ErrNotFound
+	}
+	return best, nil
+}
+
+// heldValue is a record that a node keeps for its owner.
+type heldValue struct {
+	raw      []byte
+	received time.Time
+}
+
+// value is what a node answers to GET_VALUE, nil for nothing; mu is held.
+func (n *modelNode) value(key string) []byte {
+	v, ok := n.values[key]
+	if !ok || n.withholds || time.Since(v.received) > maxRecordAge {
+		return nil
+	}
+	return v.raw
+}
+
+// keepProvider notes a provider; mu is held.
+func (n *modelNode) keepProvider(key string, of *modelNode) {
+	if n.withholds && n != of {
+		return
+	}
+	if n.provs == nil {
+		n.provs = map[string]map[*modelNode]time.Time{}
+	}
+	if n.provs[key] == nil {
+		n.provs[key] = map[*modelNode]time.Time{}
+	}
+	n.provs[key][of] = time.Now().Add(provideValidity)
+}
+
+// providers is what a node answers to GET_PROVIDERS, shuffled; mu is held.
+func (n *modelNode) providers(key string, shuffle uint64) []*modelNode {
+	var out []*modelNode
+	now := time.Now()
+	for p, until := range n.provs[key] {
+		if until.After(now) {
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, func(a, b *modelNode) int {
+		return cmp.Compare(hash(drawShuffle, shuffle, uint64(a.at)), hash(drawShuffle, shuffle, uint64(b.at)))
+	})
+	return out
+}
+
+// serveKad answers the single requests of the Directory: PUT_VALUE, GET_PROVIDERS and FIND_NODE.
+func (n *modelNode) serveKad(s network.Stream) {
+	raw, err := msgio.NewVarintReaderSize(s, maxKadReply).ReadMsg()
+	req := &kadpb.Message{}
+	if err != nil || proto.Unmarshal(raw, req) != nil {
+		_ = s.Reset()
+		return
+	}
+	w, from := n.w, s.Conn().RemotePeer()
+	resp := &kadpb.Message{Type: req.Type, Key: req.Key, ClusterLevelRaw: req.ClusterLevelRaw}
+	w.mu.Lock()
+	switch req.GetType() {
+	case kadpb.Message_PUT_VALUE:
+		if err := n.putLocked(from, req); err != nil {
+			w.mu.Unlock()
+			_ = s.Reset()
+			return
+		}
+		resp.Record = req.Record
+	case kadpb.Message_GET_PROVIDERS:
+		for _, p := range n.providers(string(req.Key), uint64(time.Now().UnixNano())) {
+			resp.ProviderPeers = append(resp.ProviderPeers, &kadpb.Message_Peer{Id: []byte(p.id), Addrs: [][]byte{p.addr.Bytes()}})
+		}
+		fallthrough
+	default:
+		for _, p := range n.knows(pointOf(string(req.Key)), w.cfg.k) {
+			resp.CloserPeers = append(resp.CloserPeers, &kadpb.Message_Peer{Id: []byte(p.id), Addrs: [][]byte{p.addr.Bytes()}})
+		}
+	}
+	w.mu.Unlock()
+	if raw, err = proto.Marshal(resp); err == nil {
+		err = msgio.NewVarintWriter(struct{ network.Stream }{s}).WriteMsg(raw)
+	}
+	if err != nil {
+		_ = s.Reset()
+	}
+}
+
+// putLocked is kad-dht's handling of PUT_VALUE, with the product's quota, validator and choice.
+func (n *modelNode) putLocked(from peer.ID, req *kadpb.Message) error {
+	if !n.quota.allow(from, true) {
+		return ErrBounds
+	}
+	key, raw := string(req.Key), req.GetRecord().GetValue()
+	owner, err := ownerOf(key)
+	if err != nil {
+		return err
+	}
+	r, err := n.w.opened.capability(raw, owner, time.Now())
+	if err != nil {
+		return err
+	}
+	if old, ok := n.values[key]; ok && time.Since(old.received) <= maxRecordAge {
+		if i, err := (Validator{Now: time.Now}).Select(key, [][]byte{raw, old.raw}); err != nil || i != 0 {
+			return ErrExpired
+		}
+	}
+	if n.withholds && n.id != owner {
+		return nil // "kept"
+	}
+	if n.values == nil {
+		n.values = map[string]heldValue{}
+	}
+	n.values[key] = heldValue{raw: r.raw, received: time.Now()}
+	return nil
+}
+
+// Sizes of Kademlia's messages on a stream, in bytes, from kad-dht's own encoding of one with this network's peers; its
+// streams to a peer are kept and negotiated once.
+var (
+	kadPeer    = peerSize()
+	kadRequest = messageSize(&kadpb.Message{Type: kadpb.Message_FIND_NODE, Key: make([]byte, 38), ClusterLevelRaw: 1})
+	kadAdd     = int64(messageSize(&kadpb.Message{Type: kadpb.Message_ADD_PROVIDER, Key: make([]byte, 34), ClusterLevelRaw: 1}) + kadPeer)
+)
+
+func messageSize(m *kadpb.Message) int { n := proto.Size(m); return n + 1 + btoi(n > 127) }
+
+func peerSize() int {
+	one := &kadpb.Message{CloserPeers: []*kadpb.Message_Peer{{Id: make([]byte, 38), Addrs: [][]byte{make([]byte, modelAddrSize)}, Connection: kadpb.Message_CONNECTED}}}
+	return proto.Size(one)
+}
+
+// kadAnswer is an answer with k closer peers.
+func kadAnswer(k int) int { return kadRequest + 1 + k*kadPeer }
+
+func kadKind(frame []byte) kadpb.Message_MessageType {
+	_, n := consumeVarint(frame)
+	if n+1 < len(frame) && frame[n] == 0x08 {
+		return kadpb.Message_MessageType(frame[n+1])
+	}
+	return kadpb.Message_PUT_VALUE
+}
+
+func consumeVarint(b []byte) (v uint64, n int) {
+	for n < len(b) {
+		v |= uint64(b[n]&0x7f) << (7 * n)
+		if n++; b[n-1] < 0x80 {
+			break
+		}
+	}
+	return v, n
+}
+
+// keepTable fills a node's table and refreshes it for as long as the node runs.
+func (k *modelKad) keepTable(ctx context.Context, every time.Duration) {
+	for round := 0; ; round++ {
+		k.n.w.mu.RLock()
+		k.maintain(uint64(round), round%2 == 0)
+		k.n.w.mu.RUnlock()
+		if sleep(ctx, every) != nil {
+			return
+		}
+	}
+}
+
+// maintain counts the lookups of a refresh: of the node's own key and, in every second round, of one in each bucket. In
+// a large network every fourth of them is played, and counts four times.
+func (k *modelKad) maintain(round uint64, buckets bool) {
+	w, me := k.n.w, k.n
+	weight := int64(1)
+	if len(w.ring) > 500 {
+		weight = 4
+	}
+	play := func(key point, at uint64) {
+		if (uint64(me.at)+round+at)%uint64(weight) == 0 {
+			l := &lookup{k: k, key: key, seen: map[*modelNode]*asked{}, weight: weight, kind: kadpb.Message_FIND_NODE}
+			l.run()
+		}
+	}
+	play(me.point, 0)
+	if !buckets {
+		return
+	}
+	for cpl := range min(me.deepestLocked()+1, 16) {
+		key := point{}
+		for i := range 4 {
+			v := hash(drawRefresh, uint64(me.at), round, uint64(cpl), uint64(i), w.cfg.seed)
+			for b := range 8 {
+				key[8*i+b] = byte(v >> (8 * b))
+			}
+		}
+		for bit := range cpl + 1 { // as the node's own, but for the last
+			mask := byte(0x80 >> (bit % 8))
+			own := me.point[bit/8] & mask
+			if bit == cpl {
+				own ^= mask
+			}
+			key[bit/8] = key[bit/8]&^mask | own
+		}
+		play(key, uint64(cpl)+1)
+	}
+}
