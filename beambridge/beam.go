@@ -220,10 +220,11 @@ func (f beamFace) codeOf(ctx context.Context, who beamapi.Principal, hash string
 func (b *Bridge) outlook(ctx context.Context, r *resolved) (reply beamapi.StubReply, err error) {
 	s := &placing{want: r.want, terms: r.terms, credit: true, members: map[protocol.PeerID]bool{}}
 	s.want.Chunks = openChunks
-	list, _, err := b.candidates(ctx, s)
+	list, from, err := b.candidates(ctx, s)
 	if err != nil {
 		return reply, fmt.Errorf("looking for nodes: %w", err)
 	}
+	b.measure(ctx, s, list, from)
 	_, why, err := cluster.Select(s.want, list, b.cfg.Clock(), 0)
 	switch {
 	case errors.Is(err, cluster.ErrBadJob):

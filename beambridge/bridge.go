@@ -36,7 +36,8 @@ type Bridge struct {
 	operators operators
 	started   time.Time
 	up        chan struct{} // closed when the fields below are set and the bridge answers
-	rtts      sync.Map      // protocol.PeerID to time.Duration
+	rtts      sync.Map      // protocol.PeerID to time.Duration, by the lease stream
+	regions   sync.Map      // protocol.PeerID to regionCheck
 
 	// set by Run before up is closed
 	root    context.Context // of everything that Run starts
@@ -317,6 +318,7 @@ func (b *Bridge) serveAll(ctx context.Context, stop func(), made bool) error {
 	g.Go(func() error { return b.crier(gctx) })
 	g.Go(func() error { return b.announceSelf(gctx) })
 	g.Go(func() error { return b.dir.Locate(gctx, dht.DefaultLocate()) })
+	g.Go(func() error { return b.checkRegions(gctx) })
 	if err = b.serve(); err == nil {
 		err = b.engine.post(ctx, func(t *turn) { t.then(func(error) { b.engine.resume() }) })
 	}

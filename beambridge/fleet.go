@@ -3,7 +3,6 @@ package beambridge
 import (
 	"context"
 	"encoding/hex"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -166,15 +165,27 @@ func (b *Bridge) groupOf(id protocol.PeerID, c *pb.Capability, now time.Time) (g
 	return group, anchor
 }
 
-// candidates are the nodes of the directory as selection takes them, for one job.
+// candidates are the nodes of the directory as selection takes them, for one job, before anybody is pinged: round trips
+// are what is known of them, and a where that asks for them holds for those too whose round trip nobody knows.
 func (b *Bridge) candidates(ctx context.Context, s *placing) ([]cluster.Candidate, []dht.Candidate, error) {
 	found, _, err := b.dir.Find(ctx, dht.Query{Literal: true})
 	if err != nil {
 		return nil, nil, err
 	}
-	fits, err := b.fitting(ctx, s)
-	if err != nil {
-		return nil, nil, err
+	fits := map[protocol.PeerID]bool{}
+	if s.want.Where != "" {
+		if s.where, err = protocol.ParseFilter(s.want.Where); err != nil {
+			return nil, nil, err
+		}
+		q := b.whereOf(s, pingFresh)
+		q.Maybe = s.whereAsksRTT() // who is far is found out among those who fit otherwise
+		fitting, _, err := b.dir.Find(ctx, q)
+		if err != nil {
+			return nil, nil, err
+		}
+		for i := range fitting {
+			fits[fitting[i].Peer] = true
+		}
 	}
 	now := b.cfg.Clock()
 	out, from := make([]cluster.Candidate, 0, len(found)), make([]dht.Candidate, 0, len(found))
@@ -183,41 +194,10 @@ func (b *Bridge) candidates(ctx context.Context, s *placing) ([]cluster.Candidat
 			continue
 		}
 		x := b.candidate(&c, s, now)
-		x.Where = fits == nil || fits[c.Peer]
+		x.Where = s.want.Where == "" || fits[c.Peer]
 		out, from = append(out, x), append(from, c)
 	}
 	return out, from, nil
-}
-
-// fitting returns the nodes for which the job's own filter holds; nil when it has none.
-func (b *Bridge) fitting(ctx context.Context, s *placing) (map[protocol.PeerID]bool, error) {
-	if s.want.Where == "" {
-		return nil, nil
-	}
-	f, err := protocol.ParseFilter(s.want.Where)
-	if err != nil {
-		return nil, err
-	}
-	now := b.cfg.Clock()
-	found, _, err := b.dir.Find(ctx, dht.Query{
-		Filter: f, Literal: true,
-		Local: func(id protocol.PeerID) (float64, float64) {
-			rtt := math.NaN()
-			if d, ok := b.rtts.Load(id); ok {
-				rtt = float64(d.(time.Duration)) / float64(time.Millisecond)
-			}
-			return rtt, b.engine.judge.Score(id, now).O
-		},
-		Verify: func(id protocol.PeerID, l *pb.Label) bool { return b.believes(id, l, now) },
-	})
-	if err != nil {
-		return nil, err
-	}
-	fits := make(map[protocol.PeerID]bool, len(found))
-	for _, c := range found {
-		fits[c.Peer] = true
-	}
-	return fits, nil
 }
 
 // believes says whether a label is the signed word of this bridge itself, which has measured the node's line, of its
@@ -246,21 +226,18 @@ const vettedChecks = 25
 // candidate puts one node into the units of selection.
 func (b *Bridge) candidate(c *dht.Candidate, s *placing, now time.Time) cluster.Candidate {
 	rec, av := c.Capability, c.Availability
-	h, loc := rec.GetHost(), rec.GetLocation()
+	h, place := rec.GetHost(), b.placeOf(c.Peer, rec, now)
 	group, anchor := b.groupOf(c.Peer, rec, now)
 	score := b.engine.judge.Score(c.Peer, now)
 	x := cluster.Candidate{
 		Peer: c.Peer, Group: group, Site: hex.EncodeToString(rec.GetNetwork().GetSiteTag()), Where: true,
 		Ready: c.State == "READY" || c.State == "BUSY", Fresh: c.State != "" && c.State != "STALE",
 		Cores: float64(max(h.GetCores(), h.GetThreads())), Memory: memoryOf(rec, av), Disk: diskOf(rec, av),
-		Region: loc.GetMacro(), Country: loc.GetCountry(), Price: rec.GetPolicy().GetPriceUusdPerHour(),
+		Region: place.Macro, Country: place.Country, Subdivision: place.Subdivision, RTT: b.rtt(c.Peer, rec), Price: rec.GetPolicy().GetPriceUusdPerHour(),
 		O: score.O, P: score.P, Checks: score.Checks, Standing: standingOf(score, anchor), Start: wasmStart,
 	}
 	if x.Standing == cluster.StandingAnchor {
 		x.P = vouched(&score)
-	}
-	if d, ok := b.rtts.Load(c.Peer); ok {
-		x.RTT = d.(time.Duration)
 	}
 	for _, text := range h.GetExecutors() {
 		name, level, _ := strings.Cut(text, ":")

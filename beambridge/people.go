@@ -26,7 +26,7 @@ func (b *Bridge) ListNodes(ctx context.Context, _ api.Principal, where *protocol
 	if err := b.running(); err != nil {
 		return protocol.NodeList{}, err
 	}
-	found, _, err := b.dir.Find(ctx, dht.Query{Filter: where, Literal: where == nil})
+	found, _, err := b.dir.Find(ctx, dht.Query{Filter: where, Literal: where == nil, Refuted: b.refuted})
 	if err != nil {
 		return protocol.NodeList{}, err
 	}
@@ -40,10 +40,14 @@ func (b *Bridge) ListNodes(ctx context.Context, _ api.Principal, where *protocol
 		}
 		x := b.candidate(c, s, now)
 		score := b.engine.judge.Score(c.Peer, now)
+		claim := dht.ClaimedPlace(c.Capability)
 		n := protocol.NodeInfo{
 			PeerID: c.Peer, State: c.State, Standing: standingWord(score), Connected: b.host.Connected(c.Peer), Agent: c.Capability.GetAgent(), Cores: x.Cores,
-			MemoryBytes: x.Memory, DiskBytes: x.Disk, Region: x.Region, Country: x.Country, AskUUSD: int64(x.Price), RTTMS: x.RTT.Seconds() * 1000, Score: score.O,
+			MemoryBytes: x.Memory, DiskBytes: x.Disk, Region: claim.Macro, Country: claim.Country, AskUUSD: int64(x.Price), RTTMS: x.RTT.Seconds() * 1000, Score: score.O,
 			Slots: max(1, int(x.Cores)), SlotsFree: x.Slots,
+		}
+		if check, ok := b.regionOf(c.Peer, claim); ok {
+			n.RegionCheck = string(check.Verdict)
 		}
 		if c.Availability != nil {
 			n.Heard = now.Add(-c.Age)

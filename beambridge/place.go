@@ -37,6 +37,7 @@ type placing struct {
 	job     *job
 	id      protocol.JobID
 	want    cluster.Job
+	where   *protocol.Filter // want.Where, once it was parsed
 	terms   protocol.JobTerms
 	class   string
 	members map[protocol.PeerID]bool
@@ -94,6 +95,8 @@ func (b *Bridge) place(s *placing) {
 	}
 	now := b.cfg.Clock()
 	list, notes := s.askable(candidates, now)
+	b.measure(ctx, s, list, from)
+	notes = append(notes, b.regionNotes(s, list)...)
 	plan, why, err := cluster.Select(s.want, list, now, binary.BigEndian.Uint64(s.id[:8]))
 	why.Notes = append(why.Notes, notes...)
 	if err != nil {

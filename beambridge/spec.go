@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/ipfs/go-cid"
 
@@ -217,7 +218,11 @@ func wantOf(j *protocol.Job) cluster.Job {
 	w.Isolation, _ = cluster.ParseIsolation(pol.MinIsolation) // Validate has read both words
 	w.Bandwidth, _ = cluster.ParseTier(p.Bandwidth)
 	for _, s := range p.Regions {
-		w.Regions = append(w.Regions, cluster.Share{Region: s.Place, Weight: s.Share})
+		name := s.Place
+		if p, err := protocol.ParsePlace(name); err == nil && !strings.EqualFold(p.String(), name) {
+			name = p.String() // UK is GB
+		}
+		w.Regions = append(w.Regions, cluster.Share{Region: name, Weight: s.Share})
 	}
 	if j.Run.Handler != "" {
 		w.Backend, w.Host, w.Explore = cluster.BackendHost, j.Run.Host, -1 // results of functions are not compared

@@ -175,12 +175,13 @@ func (b *Bridge) CheckJob(ctx context.Context, who api.Principal, req protocol.S
 	}
 	s := &placing{want: r.want, terms: r.terms, credit: true, members: map[protocol.PeerID]bool{}}
 	s.want.Chunks = max(1, r.inputs.Len())
-	list, _, err := b.candidates(ctx, s)
+	list, from, err := b.candidates(ctx, s)
 	if err != nil {
 		return protocol.ValidateReply{}, fmt.Errorf("looking for nodes: %w", err)
 	}
+	b.measure(ctx, s, list, from)
 	_, why, err := cluster.Select(s.want, list, b.cfg.Clock(), 0)
-	reply := protocol.ValidateReply{Inputs: r.inputs.Len(), Known: why.Total, Matching: why.Matching, Summary: why.Summary(), Notes: why.Notes}
+	reply := protocol.ValidateReply{Inputs: r.inputs.Len(), Known: why.Total, Matching: why.Matching, Summary: why.Summary(), Notes: append(why.Notes, b.regionNotes(s, list)...)}
 	if errors.Is(err, cluster.ErrBadJob) {
 		return reply, badField("placement", "", "%v", err)
 	}

@@ -89,6 +89,12 @@ func (d *Directory) ping(ctx context.Context, id peer.ID) (best time.Duration, o
 	return best, ok
 }
 
+// Measured returns the shortest of the last pings to a peer, if they were at most so long ago.
+func (d *Directory) Measured(id peer.ID, within time.Duration) (time.Duration, bool) {
+	s, ok := d.sampled.get(id, within, d.now())
+	return s.rtt, ok
+}
+
 // Estimate is what is known of a peer's round trip in ms without asking it: what traffic with it told while it is
 // connected or lately was, else the way over the landmarks that its record and we have in common, else NaN.
 func (d *Directory) Estimate(id peer.ID, c *pb.Capability) float64 {

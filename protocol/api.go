@@ -412,6 +412,8 @@ type NodeInfo struct {
 	Region string `json:"region,omitempty"`
 	// Country is the ISO code.
 	Country string `json:"country,omitempty"`
+	// RegionCheck is what round trips say of it: consistent, contradicted, unverified; empty where nobody looked.
+	RegionCheck string `json:"region_check,omitempty"`
 	// Slots is how many chunks it runs at once, SlotsFree how many of them are free.
 	Slots int `json:"slots"`
 	// SlotsFree is how many slots are free.

@@ -34,6 +34,9 @@ const LabelTier = "net.tier"
 // 300, 400, 500 or 1000 (discovery.md 9, RNP-004).
 const LabelPriceTier = "net.price-tier"
 
+// LabelLocation is the key of the label by which an issuer vouches for a place: a region, country or subdivision.
+const LabelLocation = "location"
+
 // Bounds of a label's texts, in bytes (discovery.md 2).
 const (
 	maxLabelKey   = 32

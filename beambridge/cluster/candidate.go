@@ -162,10 +162,11 @@ type Candidate struct {
 	Disk   uint64              // Disk is free bytes.
 	Slots  int                 // Slots is how many chunks of this job it could start now.
 
-	Region  string   // Region is the macro region, e.g. eu.
-	Country string   // Country is the ISO code, e.g. DE.
-	Tier    Tier     // Tier is the measured bandwidth tier.
-	Labels  []string // Labels are the verified labels key=value; claimed ones do not belong here.
+	Region      string   // Region is the macro region, e.g. eu; empty is unknown, as where a claim was contradicted.
+	Country     string   // Country is the ISO code, e.g. DE.
+	Subdivision string   // Subdivision is the ISO code, e.g. DE-BE.
+	Tier        Tier     // Tier is the measured bandwidth tier.
+	Labels      []string // Labels are the verified labels key=value; claimed ones do not belong here.
 
 	O        float64  // O is the overall score, the lower bound of trust.md 9.
 	P        float64  // P is Lcomp × Lcorr, the lower bound of its success probability.
@@ -173,7 +174,7 @@ type Candidate struct {
 	Checks   int      // Checks is the number of passed checks: the least evidence is explored first.
 	Work     uint64   // Work is what it did in this epoch of the reward policy, in any one unit.
 
-	RTT             time.Duration // RTT is bridge to node.
+	RTT             time.Duration // RTT is bridge to node; 0 is unknown, which no max_rtt lets pass.
 	Price           uint64        // Price is micro-USD per slot-hour.
 	ImageMissing    uint64        // ImageMissing is bytes of module or image still to fetch.
 	DataMissing     uint64        // DataMissing is bytes of the job's volumes still to fetch.
@@ -205,7 +206,7 @@ const (
 
 // Share is a region's part of a cluster.
 type Share struct {
-	Region string  // Region is a macro region or a country code.
+	Region string  // Region is a macro region, a country code or a subdivision.
 	Weight float64 // Weight is its share; all zero means anywhere among the regions.
 }
 

@@ -3,6 +3,7 @@ package cluster
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"math/bits"
 	"slices"
 	"strings"
@@ -26,7 +27,7 @@ type Fleet struct {
 	hash                                      []uint64 // of the peer ID, breaks ties whatever the order
 
 	kits     interner[[]GPU]
-	places   interner[[2]string]
+	places   interner[[3]string]
 	labelSet interner[[]string]
 	hosts    interner[[]string]
 
@@ -97,7 +98,7 @@ func (f *Fleet) index(i int) {
 		fmt.Fprintf(&key, "%s\x00%d\x00%d\x00", g.Model, g.Count, g.VRAMGB)
 	}
 	f.kit[i] = f.kits.id(key.String(), c.GPUs)
-	f.place[i] = f.places.id(c.Region+"\x00"+c.Country, [2]string{c.Region, c.Country})
+	f.place[i] = f.places.id(c.Region+"\x00"+c.Country+"\x00"+c.Subdivision, [3]string{c.Region, c.Country, c.Subdivision})
 	f.labels[i] = f.labelSet.id(strings.Join(c.Labels, "\x00"), c.Labels)
 	f.host[i] = f.hosts.id(strings.Join(c.Hosts, "\x00"), c.Hosts)
 	f.hash[i] = peerHash(string(c.Peer))
@@ -245,14 +246,25 @@ func (f *Fleet) placeFilters(j *Job) (fs []filter) {
 		}
 		ok := make([]bool, len(f.places.values))
 		for i, p := range f.places.values {
-			ok[i] = regionOf(j.Regions, p[0], p[1]) >= 0
+			ok[i] = regionOf(j.Regions, p[0], p[1], p[2]) >= 0
 		}
 		add(filter{name: "regions", want: "regions " + strings.Join(names, "|"), fail: failUnless(f.mask, f.place, ok)})
 	}
 	if j.MaxRTT > 0 {
 		add(filter{
-			name: "max_rtt", want: "max_rtt " + j.MaxRTT.String(), fail: failAbove(f.mask, f.rtt, j.MaxRTT), lower: true,
-			value: func(i int) float64 { return float64(f.rtt[i]) }, show: func(v float64) string { return time.Duration(v).Round(100 * time.Microsecond).String() },
+			name: "max_rtt", want: "max_rtt " + j.MaxRTT.String(), fail: f.failFar(j.MaxRTT), lower: true,
+			value: func(i int) float64 {
+				if f.rtt[i] <= 0 {
+					return math.Inf(1)
+				}
+				return float64(f.rtt[i])
+			},
+			show: func(v float64) string {
+				if math.IsInf(v, 1) {
+					return "not measured"
+				}
+				return time.Duration(v).Round(100 * time.Microsecond).String()
+			},
 		})
 	}
 	if j.Bandwidth > TierUnknown {
@@ -342,8 +354,27 @@ func (f *Fleet) failDisk(need uint64) func(uint32) int {
 	}
 }
 
-// regionOf returns which share a place belongs to, or -1. A country named by itself wins over its region.
-func regionOf(shares []Share, region, country string) int {
+// failFar wants a round trip that is known and short enough.
+func (f *Fleet) failFar(most time.Duration) func(uint32) int {
+	return func(bit uint32) (n int) {
+		for i, have := range f.rtt {
+			if have <= 0 || have > most {
+				f.mask[i] |= bit
+				n++
+			}
+		}
+		return n
+	}
+}
+
+// regionOf returns which share a place belongs to, or -1. The narrowest name wins: a country named by itself over its
+// region, a subdivision over its country.
+func regionOf(shares []Share, region, country, subdivision string) int {
+	for i, s := range shares {
+		if subdivision != "" && strings.EqualFold(s.Region, subdivision) {
+			return i
+		}
+	}
 	for i, s := range shares {
 		if country != "" && strings.EqualFold(s.Region, country) {
 			return i

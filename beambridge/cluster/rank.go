@@ -65,7 +65,7 @@ func (f *Fleet) rank(j *Job, rows []int32, seed uint64) []ranked {
 		c := &f.rows[i]
 		out[k] = ranked{row: i, work: c.Work, hash: mix(f.hash[i] ^ seed), Terms: c.terms(j)}
 		if len(j.Regions) > 0 {
-			out[k].place = int32(max(0, regionOf(j.Regions, c.Region, c.Country)))
+			out[k].place = int32(max(0, regionOf(j.Regions, c.Region, c.Country, c.Subdivision)))
 		}
 	}
 	order(j.Prefer, out)

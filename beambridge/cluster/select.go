@@ -197,13 +197,19 @@ func (p *picker) spare(at []int, plan *Plan) {
 	plan.Overshot = min(plan.Overshot, len(plan.Spares))
 }
 
-// explore picks the newcomers that this job tries: least evidence first, one per operator, about 3 % of the
-// cluster and at least one.
-func (f *Fleet) explore(j *Job, rows []int32, seed uint64, members int, plan *Plan, x *Explanation) {
+// untried are newcomers in the order in which they get trial chunks: least evidence first.
+func (f *Fleet) untried(j *Job, rows []int32, seed uint64) []ranked {
 	list := f.rank(j, rows, seed)
 	slices.SortStableFunc(list, func(a, b ranked) int {
 		return cmp.Or(cmp.Compare(f.rows[a.row].Checks, f.rows[b.row].Checks), cmp.Compare(a.hash, b.hash))
 	})
+	return list
+}
+
+// explore picks the newcomers that this job tries: least evidence first, one per operator, about 3 % of the
+// cluster and at least one.
+func (f *Fleet) explore(j *Job, rows []int32, seed uint64, members int, plan *Plan, x *Explanation) {
+	list := f.untried(j, rows, seed)
 	p := newPicker(f, j, list)
 	want := max(1, int(math.Ceil(float64(members)*j.Explore)))
 	seen := make([]bool, p.ngroups)

@@ -116,7 +116,7 @@ func violation(j Job, c Candidate) string {
 		return g.Count >= need && g.VRAMGB >= j.MinVRAMGB && (len(j.GPUModels) == 0 || slices.Contains(j.GPUModels, g.Model))
 	})
 	place := len(j.Regions) == 0 || slices.ContainsFunc(j.Regions, func(s Share) bool {
-		return strings.EqualFold(s.Region, c.Region) || strings.EqualFold(s.Region, c.Country)
+		return slices.ContainsFunc([]string{c.Region, c.Country, c.Subdivision}, func(at string) bool { return at != "" && strings.EqualFold(s.Region, at) })
 	})
 	host := len(j.HostTypes) == 0
 	for _, h := range j.HostTypes {
@@ -140,7 +140,7 @@ func violation(j Job, c Candidate) string {
 		return "where"
 	case !place || !host:
 		return "place"
-	case j.MaxRTT > 0 && c.RTT > j.MaxRTT || c.Tier < j.Bandwidth:
+	case j.MaxRTT > 0 && (c.RTT <= 0 || c.RTT > j.MaxRTT) || c.Tier < j.Bandwidth:
 		return "network"
 	case j.MaxPrice > 0 && c.Price > j.MaxPrice:
 		return "price"
