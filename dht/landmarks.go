@@ -231,7 +231,7 @@ func (d *Directory) Locate(ctx context.Context, cfg LocateConfig) error {
 		if changed && cfg.Changed != nil {
 			cfg.Changed()
 		}
-		if d.renewNetwork(ctx) {
+		if d.RenewNetwork(ctx) {
 			continue // others to measure
 		}
 		wait := cfg.Every
@@ -250,9 +250,9 @@ func (d *Directory) Locate(ctx context.Context, cfg LocateConfig) error {
 	return nil
 }
 
-// renewNetwork asks a few landmarks that are connected for a newer network file; it says whether there are other
-// landmarks now.
-func (d *Directory) renewNetwork(ctx context.Context) (changed bool) {
+// RenewNetwork asks a few landmarks that are connected for a newer file of the network that SetNetwork named; it says
+// whether there are other landmarks now.
+func (d *Directory) RenewNetwork(ctx context.Context) (changed bool) {
 	list, _ := d.landmarks()
 	asked := 0
 	for _, l := range list {

@@ -9,8 +9,8 @@ import (
 	"github.com/gridbeam/gridbeam/protocol"
 )
 
-// modelNode is a machine of the latency model: a place on the globe, and the way from its home to the backbone.
-type modelNode struct{ lat, lon, home float64 }
+// synthetic is a machine of the latency model: a place on the globe, and the way from its home to the backbone.
+type synthetic struct{ lat, lon, home float64 }
 
 // modelTowns are where the model's machines are, with how many per hundred, and how far around in degrees.
 var modelTowns = []struct{ lat, lon, share, spread float64 }{
@@ -22,7 +22,7 @@ var modelTowns = []struct{ lat, lon, share, spread float64 }{
 }
 
 // rtt is ms: twice the way at 200 km/ms along cables that are 1.6 times as long as the globe's arc, and both homes.
-func (a modelNode) rtt(b modelNode) float64 {
+func (a synthetic) rtt(b synthetic) float64 {
 	const rad = math.Pi / 180
 	sinLat, sinLon := math.Sin((b.lat-a.lat)*rad/2), math.Sin((b.lon-a.lon)*rad/2)
 	km := 2 * 6371 * math.Asin(math.Sqrt(min(1, sinLat*sinLat+math.Cos(a.lat*rad)*math.Cos(b.lat*rad)*sinLon*sinLon)))
@@ -31,10 +31,10 @@ func (a modelNode) rtt(b modelNode) float64 {
 
 // modelNetwork draws n machines at homes, their ways to the backbone 2 to about 15 ms, and landmarks at data centres,
 // half a millisecond from it, each in a town by chance.
-func modelNetwork(r *rand.Rand, n, landmarks int) (nodes, marks []modelNode) {
-	draw := func(town int, home float64) modelNode {
+func modelNetwork(r *rand.Rand, n, landmarks int) (nodes, marks []synthetic) {
+	draw := func(town int, home float64) synthetic {
 		t := modelTowns[town]
-		return modelNode{t.lat + r.NormFloat64()*t.spread/2, t.lon + r.NormFloat64()*t.spread/2, home}
+		return synthetic{t.lat + r.NormFloat64()*t.spread/2, t.lon + r.NormFloat64()*t.spread/2, home}
 	}
 	for range n {
 		pick, town := r.Float64()*100, 0
@@ -52,7 +52,7 @@ func modelNetwork(r *rand.Rand, n, landmarks int) (nodes, marks []modelNode) {
 
 // modelRecall is, among all pairs less than 50 ms apart, the share whose estimate is below a bound, and how many pairs
 // that are further apart are below it too, for each that is not.
-func modelRecall(nodes, landmarks []modelNode, bound float64) (recall, extra float64) {
+func modelRecall(nodes, landmarks []synthetic, bound float64) (recall, extra float64) {
 	own := make([]marks, len(nodes))
 	for i, n := range nodes {
 		own[i] = marks{epoch: 1, n: uint8(len(landmarks))}

@@ -85,3 +85,53 @@ func TestLandmarksAreNamedShownAndSignedByEachRoot(t *testing.T) {
 		t.Errorf("the network is %s, %v; it was %s", got.ID, err, n.ID)
 	}
 }
+
+func TestNodesAreListedWithWhatRoundTripsSayOfTheirPlaces(t *testing.T) {
+	g := newGrid(t)
+	g.startBridge()
+	one, two := g.startNode("node-1"), g.startNode("node-2", "--region", "none")
+	honest, liar := g.startNode("node-3", "--region", "DE-BE"), g.startNode("node-4", "--region", "SG")
+	if p := liar.Status.Place; p.Region != "apac" || p.Country != "SG" {
+		t.Errorf("the node says that it is in %+v", p)
+	}
+	data := filepath.Join(g.dir, "bridge")
+	if err := g.bridge.stop(20 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	address := func(r nodeReady) string {
+		for _, a := range r.Status.Addresses {
+			if strings.Contains(a, "/tcp/") && strings.Contains(a, "/127.0.0.1/") {
+				return a
+			}
+		}
+		t.Fatalf("no address of %s", r.Status.PeerID)
+		return ""
+	}
+	g.run(exitOK, nil, "network", "landmarks", "--data", data, g.ready.Addresses[0]+"=DE", address(one)+"=FR", address(two)+"=NL")
+	g.startBridge()
+	var rows []nodeRow
+	check := func(id protocol.PeerID) string {
+		for _, r := range rows {
+			if r.PeerID == id.String() {
+				return r.Region + " " + r.Check
+			}
+		}
+		return "not listed"
+	}
+	g.eventually("claims are checked", func() bool {
+		var out bytes.Buffer
+		run(t.Context(), []string{"nodes", "--output", "json", "--via", "index", "--config-dir", g.config()}, nil, &out, new(bytes.Buffer))
+		rows = nil
+		return json.Unmarshal(out.Bytes(), &rows) == nil && len(rows) == 4 && check(honest.Status.PeerID) == "DE-BE consistent" && check(liar.Status.PeerID) == "SG contradicted"
+	})
+	if got := check(one.Status.PeerID); got != " " {
+		t.Errorf("who says nothing is shown as %q", got)
+	}
+	table, why := g.run(exitOK, nil, "nodes", "--via", "index", "--where", `node.country != "FR"`, "--explain")
+	if !strings.Contains(table, "DE-BE verified") || strings.Contains(table, liar.Status.PeerID.String()) || !strings.Contains(why, "claims SG, but answered") {
+		t.Errorf("nodes that are not in France:\n%s%s", table, why)
+	}
+	if text := regionText("", "") + regionText("eu", "") + regionText("SG", "contradicted"); text != "-eu claimedSG contradicted" {
+		t.Errorf("shown as %q", text)
+	}
+}

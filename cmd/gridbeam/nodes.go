@@ -38,6 +38,7 @@ type nodeRow struct {
 	GPUs     []gpuRow `json:"gpus"`
 	Runs     []string `json:"executors"`
 	Region   string   `json:"claimed_region,omitempty"`
+	Check    string   `json:"region_check,omitempty"` // consistent, contradicted, unverified; empty where nobody looked
 	Reach    string   `json:"claimed_reachability,omitempty"`
 	Price    *uint64  `json:"ask_uusd_per_hour,omitempty"`
 	Agent    string   `json:"agent"`
@@ -84,6 +85,9 @@ Filters are gb-filter/1, for example:
 It asks index peers (bridges are such) of different networks and operators, verifies what they give, and where there are fewer than three
 asks the nodes themselves too. --via index and --via dht ask only the ones or the others; --via scan reads what the directory's servers hold
 and asks no node, so that it also sees those that nobody can dial.
+
+REGION is where a node says that it is: claimed, or verified where the round trips of the network's observers agree, or contradicted where
+they cannot be (gridbeam network landmarks); a contradicted claim matches no filter.
 
 Without --join it asks the peers of the network that this user's own bridge has made. Exit code 3 when nothing matches, 5 when nobody answers.`,
 		Args: exactArgs(),
@@ -192,7 +196,8 @@ func (f *nodesFlags) run(c *cobra.Command) error {
 			return err
 		}
 		if f.explain {
-			explainFind(c.ErrOrStderr(), ex)
+			explainFind(c.ErrOrStderr(), ex.Explanation)
+			explainRegions(c.ErrOrStderr(), ex.checks)
 		}
 		if len(rows) == 0 {
 			return withCode(exitNoMatch, fmt.Errorf("no node matches (%d known, %d asked, %d did not answer)", ex.Population, ex.PeersAsked, ex.PeersFailed))
@@ -203,7 +208,7 @@ func (f *nodesFlags) run(c *cobra.Command) error {
 
 // ask joins the directory as the flags say.
 func (f *nodesFlags) ask(c *cobra.Command, use func(context.Context, *dht.Directory) error) error {
-	seeds, err := seeds(c, f.joins)
+	seeds, network, err := seedsAndNetwork(c, f.joins)
 	if err != nil {
 		return err
 	}
@@ -211,24 +216,35 @@ func (f *nodesFlags) ask(c *cobra.Command, use func(context.Context, *dht.Direct
 	if err != nil {
 		return err
 	}
-	return withDirectory(c.Context(), seeds, log, f.wait, use)
+	return withDirectory(c.Context(), seeds, log, f.wait, func(ctx context.Context, d *dht.Directory) error {
+		if network != nil {
+			d.SetNetwork(*network)
+			d.RenewNetwork(ctx)
+		}
+		return use(ctx, d)
+	})
 }
 
 // find asks once; the rows are in the order of --sort.
-func (f *nodesFlags) find(ctx context.Context, d *dht.Directory, query dht.Query) ([]nodeRow, dht.Explanation, error) {
-	found, ex, err := f.workers(ctx, d, query)
+func (f *nodesFlags) find(ctx context.Context, d *dht.Directory, query dht.Query) ([]nodeRow, found, error) {
+	nodes, ex, err := f.workers(ctx, d, query)
 	if err != nil {
-		return nil, ex, err
+		return nil, found{Explanation: ex}, err
 	}
-	rows := make([]nodeRow, 0, len(found))
+	nodes, checks := checkedRegions(ctx, d, query, nodes, f.wait)
+	rows := make([]nodeRow, 0, len(nodes))
 	var ids []peer.ID
-	for i := range found {
-		rows = append(rows, newNodeRow(&found[i], time.Now()))
-		ids = append(ids, found[i].Peer)
+	for i := range nodes {
+		row := newNodeRow(&nodes[i], time.Now())
+		if check, ok := checks[nodes[i].Peer]; ok {
+			row.Check = string(check.Verdict)
+		}
+		rows = append(rows, row)
+		ids = append(ids, nodes[i].Peer)
 	}
 	if f.sort == "rtt" {
-		for i := range found {
-			d.Placed(&found[i])
+		for i := range nodes {
+			d.Placed(&nodes[i])
 		}
 		for id, rtt := range d.Measure(ctx, ids) {
 			i := slices.Index(ids, id)
@@ -238,7 +254,13 @@ func (f *nodesFlags) find(ctx context.Context, d *dht.Directory, query dht.Query
 	slices.SortFunc(rows, func(a, b nodeRow) int {
 		return cmp.Or(orders[f.sort](&a, &b), strings.Compare(a.PeerID, b.PeerID))
 	})
-	return rows, ex, nil
+	return rows, found{ex, checks}, nil
+}
+
+// found is how an answer came about.
+type found struct {
+	dht.Explanation
+	checks map[protocol.PeerID]dht.RegionCheck
 }
 
 // workers asks for nodes, and for more while bridges and other peers that only serve the directory stand among those that
@@ -287,22 +309,31 @@ func (r *nodeRow) freeGPUs() (n uint32) {
 
 // seeds are the peers to ask: --join, else those of the user's own network.
 func seeds(c *cobra.Command, joins []string) ([]multiaddr.Multiaddr, error) {
+	addrs, _, err := seedsAndNetwork(c, joins)
+	return addrs, err
+}
+
+// seedsAndNetwork are the peers to ask and the network that an invitation names; nil where there are addresses alone.
+func seedsAndNetwork(c *cobra.Command, joins []string) ([]multiaddr.Multiaddr, *protocol.NetworkFile, error) {
 	if len(joins) > 0 {
 		j, err := parseJoin(joins, time.Now())
-		return j.bootstrap, err
+		if err != nil || len(j.networks) == 0 {
+			return j.bootstrap, nil, err
+		}
+		return j.bootstrap, &j.networks[0], nil
 	}
 	dir, err := configDir(c)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	inv, ok, err := knownNetwork(dir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if !ok {
-		return nil, usagef("no network is known here: say --join ADDRESS (a node or bridge prints its addresses when it starts)")
+		return nil, nil, usagef("no network is known here: say --join ADDRESS (a node or bridge prints its addresses when it starts)")
 	}
-	return inv.Bootstrap, nil
+	return inv.Bootstrap, &inv.Network, nil
 }
 
 // withDirectory joins the network as a client that listens nowhere, and leaves it again.
@@ -429,6 +460,7 @@ func nodeColumns(rtt bool) []column[nodeRow] {
 		{"RAM", func(r *nodeRow) string { return humanize.IBytes(r.RAM) }},
 		{"DISK", func(r *nodeRow) string { return humanize.IBytes(r.Disk) }},
 		{"GPUS", func(r *nodeRow) string { return gpuText(r.GPUs) }},
+		{"REGION", func(r *nodeRow) string { return regionText(r.Region, r.Check) }},
 		{"RUNS", func(r *nodeRow) string { return strings.Join(r.Runs, " ") }},
 		{"ASK", func(r *nodeRow) string { return priceText(r.Price) }},
 		{"HEARD", func(r *nodeRow) string { return fmt.Sprintf("%.0f s ago", r.AgeS) }},

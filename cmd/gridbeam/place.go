@@ -2,8 +2,16 @@ package main
 
 import (
 	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"slices"
 	"strings"
+	"time"
 
+	"github.com/gridbeam/gridbeam/dht"
 	"github.com/gridbeam/gridbeam/node"
 	"github.com/gridbeam/gridbeam/protocol"
 )
@@ -73,5 +81,62 @@ func writePlace(p func(string, ...any), s *node.PlaceStatus) {
 		p("landmarks  round trips to %d of %d, told", s.Measured, s.Landmarks)
 	default:
 		p("landmarks  round trips to %d of %d, kept to itself", s.Measured, s.Landmarks)
+	}
+}
+
+// checkedRegions has the claimed places checked, where the network has observers, and leaves out who matched only by a
+// claim that is contradicted.
+func checkedRegions(ctx context.Context, d *dht.Directory, query dht.Query, found []dht.Candidate, wait time.Duration) ([]dht.Candidate, map[protocol.PeerID]dht.RegionCheck) {
+	if !d.CanCheckRegions() {
+		return found, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	checks := d.CheckRegions(ctx, found)
+	f := query.Filter
+	if f == nil || !f.Mentions(protocol.FieldNodeRegion) && !f.Mentions(protocol.FieldNodeCountry) {
+		return found, checks
+	}
+	query.Explain = false
+	query.Refuted = func(id protocol.PeerID) bool { return checks[id].Verdict == dht.RegionContradicted }
+	query.Local = func(id protocol.PeerID) (float64, float64) {
+		if rtt, ok := d.Measured(id, time.Minute); ok { // just now, for the same question
+			return float64(rtt) / float64(time.Millisecond), math.NaN()
+		}
+		return math.NaN(), math.NaN()
+	}
+	found, _ = d.Again(query, found)
+	return found, checks
+}
+
+// regionText is a claimed place with what is known of the claim.
+func regionText(place, check string) string {
+	switch {
+	case place == "":
+		return "-"
+	case check == string(dht.RegionConsistent):
+		return printable(place) + " verified"
+	case check == string(dht.RegionContradicted):
+		return printable(place) + " contradicted"
+	}
+	return printable(place) + " claimed"
+}
+
+// explainRegions says which claims were checked, and what speaks against those that do not count.
+func explainRegions(w io.Writer, checks map[protocol.PeerID]dht.RegionCheck) {
+	if len(checks) == 0 {
+		return
+	}
+	ids := slices.Sorted(maps.Keys(checks))
+	count := map[dht.RegionVerdict]int{}
+	for _, id := range ids {
+		count[checks[id].Verdict]++
+	}
+	_, _ = fmt.Fprintf(w, "  of %d claimed places %d agree with round trips, %d are contradicted, %d could not be verified\n", len(ids),
+		count[dht.RegionConsistent], count[dht.RegionContradicted], count[dht.RegionUnverified])
+	for _, id := range ids {
+		if c := checks[id]; c.Verdict == dht.RegionContradicted {
+			_, _ = fmt.Fprintf(w, "  %s %s\n", id, printable(c.String()))
+		}
 	}
 }
