@@ -119,7 +119,7 @@ func (d *Directory) united(query Query, found *replica, ex Explanation, answers 
 			for _, c := range a.clauses[:min(len(a.clauses), 2*protocol.MaxFilterNodes)] {
 				ex.Clauses = append(ex.Clauses, ClauseCount{
 					Text: fmt.Sprintf("%.*s", protocol.MaxFilter, c.GetText()), Implied: c.GetImplied(),
-					Removed: int(c.GetRemoved()), RemovedAlone: int(c.GetRemovedAlone()), Left: int(c.GetLeft()),
+					Removed: int(max(c.GetRemoved(), c.GetRemovedAlone())), RemovedAlone: int(c.GetRemovedAlone()), Left: int(c.GetLeft()),
 				})
 			}
 		}

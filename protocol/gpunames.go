@@ -484,9 +484,9 @@ var gpuSuffix = regexp.MustCompile(`^(PCIE|SXM[0-9]?|NVL|HBM[0-9]E?|[1-9][0-9]{1
 func namesGPU(request, alias string) bool {
 	words := splitName.Split(strings.ToLower(request), -1)
 	for from := range words {
-		joined := ""
-		for _, w := range words[from:] {
-			if joined += normaliseGPU(w); len(joined) > 2*MaxModel {
+		for to := from + 1; to <= len(words); to++ {
+			joined := normaliseGPU(strings.Join(words[from:to], " "))
+			if len(joined) > 2*MaxModel {
 				break
 			}
 			rest, ok := strings.CutPrefix(joined, alias)

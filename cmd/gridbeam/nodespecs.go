@@ -155,9 +155,7 @@ func writeDevice(p func(string, ...any), inv *gpu.Inventory, d *gpu.Device) {
 				facts = append(facts, fmt.Sprintf(f.text, *f.value))
 			}
 		}
-		for _, t := range now.Throttle {
-			facts = append(facts, t)
-		}
+		facts = append(facts, now.Throttle...)
 	}
 	p("  %s: %s; %s", printable(d.String()), d.Health, printable(strings.Join(append(facts, d.Notes...), ", ")))
 }
@@ -226,7 +224,7 @@ func measureNode(c *cobra.Command) (node.Measured, error) {
 
 // nodeGPUCommand is the owner's word about GPUs.
 func nodeGPUCommand() *cobra.Command {
-	clear := &cobra.Command{
+	forget := &cobra.Command{
 		Use: "clear GPU", Short: "A GPU that faulted three times in a day is good again", Args: exactArgs("GPU"),
 		Long: `Forgets the faults of a GPU, by its UUID or its number in gridbeam node specs: after a minute without a new one it is offered again.`,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -246,8 +244,8 @@ func nodeGPUCommand() *cobra.Command {
 			return err
 		},
 	}
-	clear.Flags().String("data", "", "data directory of the node")
-	return group("gpu", "The owner's word about GPUs", clear)
+	forget.Flags().String("data", "", "data directory of the node")
+	return group("gpu", "The owner's word about GPUs", forget)
 }
 
 // gpuByName turns a number into a UUID.

@@ -42,7 +42,7 @@ func TestHealthFollowsItsGoldenTrace(t *testing.T) {
 	for _, h := range histories {
 		fmt.Fprintf(&b, "# %s\n", h.name)
 		now := begin(epoch)
-		for _, step := range strings.Split(h.script, ", ") {
+		for step := range strings.SplitSeq(h.script, ", ") {
 			var at int
 			var name string
 			if _, err := fmt.Sscanf(step, "%d %s", &at, &name); err != nil {

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -309,7 +310,7 @@ func (m *Monitor) keep() error {
 // publish brings the inventory up to date and tells when something about selling has changed.
 func (m *Monitor) publish() {
 	m.mu.Lock()
-	digest := ""
+	var digest strings.Builder
 	for i := range m.inv.Devices {
 		d := &m.inv.Devices[i]
 		key := keyOf(d)
@@ -317,14 +318,14 @@ func (m *Monitor) publish() {
 			d.Health, d.Reason, d.Since = t.state, t.reason, t.since
 		}
 		d.Now = m.sensors[key]
-		digest += fmt.Sprintf("%s %s %d %t %t\n", key, d.Health, d.Group, d.Sellable(), d.Now != nil && len(d.Now.Throttle) > 0)
+		fmt.Fprintf(&digest, "%s %s %d %t %t\n", key, d.Health, d.Group, d.Sellable(), d.Now != nil && len(d.Now.Throttle) > 0)
 	}
 	for _, g := range m.inv.Groups {
 		text, _ := proto.MarshalOptions{Deterministic: true}.Marshal(g)
-		digest += string(text) + "\n"
+		digest.Write(text)
 	}
-	changed := digest != m.digest
-	m.digest = digest
+	changed := digest.String() != m.digest
+	m.digest = digest.String()
 	m.mu.Unlock()
 	if changed && m.cfg.Changed != nil {
 		m.cfg.Changed()

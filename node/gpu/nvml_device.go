@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -214,7 +215,7 @@ func (p *probe) links(d nvml.Device, g *pb.GpuGroup, dev *Device) {
 			}
 		}
 		if remote, r := d.GetNvLinkRemotePciInfo(i); r == nvml.SUCCESS {
-			if bus := busOf(&remote); bus != dev.Bus && !contains(b.Peers, bus) {
+			if bus := busOf(&remote); bus != dev.Bus && !slices.Contains(b.Peers, bus) {
 				b.Peers = append(b.Peers, bus)
 			}
 		}
@@ -230,15 +231,6 @@ func (p *probe) links(d nvml.Device, g *pb.GpuGroup, dev *Device) {
 		b.Cluster, b.Clique = fmt.Sprintf("%x", fabric.ClusterUuid), ptr(fabric.CliqueId)
 		g.FabricClique = ptr(fabric.CliqueId)
 	}
-}
-
-func contains(all []string, one string) bool {
-	for _, x := range all {
-		if x == one {
-			return true
-		}
-	}
-	return false
 }
 
 func busOf(pci *nvml.PciInfo) string {

@@ -74,7 +74,7 @@ func (s *session) hearSet(ctx context.Context, cards []*card, out chan<- event) 
 	default:
 		return "making an event set: " + text(r)
 	}
-	defer set.Free()
+	defer func() { _ = set.Free() }()
 	registered := 0
 	for _, c := range cards {
 		if c.handle == nil {

@@ -98,7 +98,7 @@ func (p *probe) sensors(d nvml.Device, now *Sensors) {
 	if m, ok := value(p, "reading its memory", "", d.GetMemoryInfo); ok {
 		now.MemoryUsed = ptr(m.Used)
 	}
-	if bits, ok := value(p, "reading why it is slowed down", "", d.GetCurrentClocksThrottleReasons); ok {
+	if bits, ok := value(p, "reading why it is slowed down", "nvmlDeviceGetCurrentClocksThrottleReasons", d.GetCurrentClocksThrottleReasons); ok {
 		for _, t := range throttles {
 			if bits&t.bit != 0 {
 				now.Throttle = append(now.Throttle, t.text)
