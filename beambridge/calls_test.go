@@ -1,10 +1,12 @@
 package beambridge
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"strconv"
@@ -111,7 +113,18 @@ func (s *stage) row(id string) (c store.Call) {
 func TestCallReturnsWhatItsNodeSays(t *testing.T) {
 	onStage(t, func(s *stage) {
 		p := s.own(2)
-		p.act = calls(20*time.Millisecond, nil)
+		var mu sync.Mutex
+		given := map[string]protocol.FunctionInput{}
+		p.act = func(l protocol.Lease) deed {
+			mu.Lock()
+			defer mu.Unlock()
+			for _, text := range l.Inputs {
+				if in, err := protocol.ParseFunctionInput(text); err == nil {
+					given[in.Task] = in
+				}
+			}
+			return calls(20*time.Millisecond, nil)(l)
+		}
 		s.enter(p)
 		spec := s.funcJob()
 		c := s.call(s.Context(), orderOf("one", spec))
@@ -121,8 +134,19 @@ func TestCallReturnsWhatItsNodeSays(t *testing.T) {
 		began := time.Now()
 		large := orderOf("large", spec)
 		large.args = []byte(strings.Repeat("x", protocol.ArgsInline+1))
-		if c := s.call(s.Context(), large); c.err == nil {
-			s.Log("a puppet fetches no arguments; the call ends all the same")
+		// A puppet fetches no arguments: it answers with those that came inside its lease.
+		if c := s.call(s.Context(), large); c.err != nil || c.result != "result of " || c.end.row.State != callComplete {
+			s.Errorf("a call with large arguments: %+v, %v", c, c.err)
+		}
+		mu.Lock()
+		in := given["large"]
+		mu.Unlock()
+		if len(in.Args) > 0 || !in.Root.Defined() {
+			s.Errorf("large arguments came inside a lease, %d bytes, or not at all", len(in.Args))
+		} else if tree, err := s.Bridge().vols.FS(in.Root); err != nil {
+			s.Error(err)
+		} else if raw, err := fs.ReadFile(tree, protocol.ArgsFile); err != nil || !bytes.Equal(raw, large.args) {
+			s.Errorf("the tree of large arguments holds %d bytes, %v", len(raw), err)
 		}
 		if took := time.Since(began); took > time.Second {
 			s.Errorf("a warm call took %s", took)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/gridbeam/gridbeam/beambridge/api"
+	"github.com/gridbeam/gridbeam/beambridge/beamapi"
 	"github.com/gridbeam/gridbeam/beambridge/store"
 	"github.com/gridbeam/gridbeam/protocol"
 )
@@ -127,11 +128,15 @@ func (b *Bridge) Authorize(ctx context.Context, token string) (api.Principal, er
 	case !row.Revoked.IsZero():
 		return api.Principal{}, api.ErrBadToken
 	}
+	return principalOf(&row), nil
+}
+
+func principalOf(row *store.Token) api.Principal {
 	who := api.Principal{User: row.User}
 	for _, s := range row.Scopes {
 		who.Scopes = append(who.Scopes, api.Scope(s))
 	}
-	return who, nil
+	return who
 }
 
 // takeToken moves a token from the inbox into the store, at its first use or when somebody looks for it. A row that
@@ -247,6 +252,23 @@ func (b *Bridge) MakeToken(ctx context.Context, _ api.Principal, req protocol.To
 		return protocol.NewToken{}, err
 	}
 	return protocol.NewToken{Token: publicToken(&row), Text: text}, nil
+}
+
+// StillGood implements beamapi.Tokens.
+func (f beamFace) StillGood(ctx context.Context, who beamapi.Principal) error {
+	if err := f.b.running(); err != nil {
+		return beamError(err)
+	}
+	rows, err := view(ctx, f.b, func(tx *store.Tx) ([]store.Token, error) { return tx.Tokens(who.Workspace) })
+	if err != nil {
+		return beamError(err)
+	}
+	for i := range rows {
+		if rows[i].Revoked.IsZero() && rows[i].User == who.Workspace && tokenName(rows[i].Hash) == who.TokenID && principalOf(&rows[i]).Can(api.ScopeJobs) {
+			return nil
+		}
+	}
+	return beamapi.ErrUnauthenticated
 }
 
 // publicToken is a token without what could be used.

@@ -299,3 +299,27 @@ func TestBothAddressesSpeakEverythingAndTLSWhereThereIsACertificate(t *testing.T
 		t.Errorf("a certificate for its key: %v", err)
 	}
 }
+
+// The address of an upload is good without its token, and only as long as that is.
+func TestWhatATokenHasGivenOutEndsWithIt(t *testing.T) {
+	b, _ := tokenBridge(t)
+	face := b.Beam().Tokens
+	full, invoke := made(t, b, "jobs"), made(t, b, "invoke")
+	who, err := face.Authenticate(t.Context(), full.Text)
+	if err != nil || face.StillGood(t.Context(), who) != nil {
+		t.Fatalf("%+v, %v, still good: %v", who, err, face.StillGood(t.Context(), who))
+	}
+	less, elsewhere, nobody := who, who, who
+	less.TokenID, elsewhere.Workspace, nobody.TokenID = invoke.ID, "dave", ""
+	for what, p := range map[string]beamapi.Principal{"a token that may less": less, "a token of another workspace": elsewhere, "no token": nobody} {
+		if err := face.StillGood(t.Context(), p); !errors.Is(err, beamapi.ErrUnauthenticated) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := b.RevokeToken(t.Context(), sha256.Sum256([]byte(full.Text))); err != nil {
+		t.Fatal(err)
+	}
+	if err := face.StillGood(t.Context(), who); !errors.Is(err, beamapi.ErrUnauthenticated) {
+		t.Errorf("after it was revoked: %v", err)
+	}
+}

@@ -59,6 +59,9 @@ type Principal struct {
 type Tokens interface {
 	// Authenticate returns who a token stands for, or ErrUnauthenticated.
 	Authenticate(ctx context.Context, token string) (Principal, error)
+	// StillGood returns ErrUnauthenticated when the token that a principal came by was revoked, or may not do
+	// everything in its workspace any more.
+	StillGood(ctx context.Context, who Principal) error
 }
 
 // Object is an archive of a user's code.

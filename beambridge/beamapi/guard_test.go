@@ -44,15 +44,23 @@ func (u untouchable) Read([]byte) (int, error) {
 
 func (untouchable) Close() error { return nil }
 
-func TestNothingOfAStrangersBodyIsRead(t *testing.T) {
-	s, _ := newServer(t)
-	grpcs := []string{"/image.ImageService/VerifyImageBuild", "/image.ImageService/BuildImage", "/function.FunctionService/FunctionInvoke"}
-	for _, m := range []string{"Authorize", "HeadObject", "PutObjectStream", "CreateObject", "GetOrCreateStub", "DeployStub", "ListTasks", "StopTasks", "DeleteDeployment"} {
-		grpcs = append(grpcs, "/gateway.GatewayService/"+m)
+// grpcPaths are all methods that are served but the health check.
+func grpcPaths() []string {
+	all := []string{"/image.ImageService/VerifyImageBuild", "/image.ImageService/BuildImage", "/function.FunctionService/FunctionInvoke"}
+	for _, m := range []string{
+		"Authorize", "HeadObject", "PutObjectStream", "CreateObject", "GetOrCreateStub", "DeployStub", "GetURL", "ListTasks", "StopTasks", "ListDeployments", "StopDeployment", "StartDeployment",
+		"DeleteDeployment",
+	} {
+		all = append(all, "/gateway.GatewayService/"+m)
 	}
 	for _, m := range []string{"GetOrCreateVolume", "ListVolumes", "GetFileServiceInfo"} {
-		grpcs = append(grpcs, "/volume.VolumeService/"+m)
+		all = append(all, "/volume.VolumeService/"+m)
 	}
+	return all
+}
+
+func TestNothingOfAStrangersBodyIsRead(t *testing.T) {
+	s, _ := newServer(t)
 	ask := func(path, content string) *httptest.ResponseRecorder {
 		r := httptest.NewRequest(http.MethodPost, path, untouchable{t, path})
 		r.ProtoMajor, r.ContentLength = 2, 1<<30
@@ -64,7 +72,7 @@ func TestNothingOfAStrangersBodyIsRead(t *testing.T) {
 		s.ServeHTTP(w, r)
 		return w
 	}
-	for _, path := range grpcs {
+	for _, path := range grpcPaths() {
 		w := ask(path, "application/grpc")
 		if code := grpcStatus(w); code != "16" && code != "8" {
 			t.Errorf("%s: gRPC status %q, %v", path, code, w.Header())

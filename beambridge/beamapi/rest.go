@@ -96,18 +96,21 @@ func (s *Server) createObject(ctx context.Context, who Principal, req *beamwire.
 	if !isHash(req.GetHash()) {
 		return &beamwire.CreateObjectResponse{ErrorMsg: "hash is no SHA-256 in hex"}, nil
 	}
-	q := url.Values{"workspace": {who.Workspace}, "name": {req.GetObjectMetadata().GetName()}, "until": {strconv.FormatInt(s.cfg.Now().Add(uploadFor).Unix(), 10)}}
+	q := url.Values{"workspace": {who.Workspace}, "token": {who.TokenID}, "name": {req.GetObjectMetadata().GetName()}, "until": {strconv.FormatInt(s.cfg.Now().Add(uploadFor).Unix(), 10)}}
 	q.Set("signature", s.sign(req.GetHash(), q))
 	return &beamwire.CreateObjectResponse{Ok: true, ObjectId: req.GetHash(), PresignedUrl: callerOf(ctx).base + "/api/v1/objects/" + req.GetHash() + "?" + q.Encode()}, nil
 }
 
 func (s *Server) sign(hash string, q url.Values) string {
 	mac := hmac.New(sha256.New, s.secret[:])
-	fmt.Fprintf(mac, "gridbeam/upload/1\x00%s\x00%s\x00%s\x00%s", hash, q.Get("workspace"), q.Get("name"), q.Get("until"))
+	mac.Write([]byte("gridbeam/upload/2\x00"))
+	for _, part := range []string{hash, q.Get("workspace"), q.Get("token"), q.Get("name"), q.Get("until")} {
+		fmt.Fprintf(mac, "%d:%s", len(part), part) // a name may hold anything
+	}
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
-// upload takes an archive at an address that was given out.
+// upload takes an archive at an address that was given out, as long as the token is good that asked for it.
 func (s *Server) upload(w http.ResponseWriter, r *http.Request) {
 	hash, q := r.PathValue("hash"), r.URL.Query()
 	until, err := strconv.ParseInt(q.Get("until"), 10, 64)
@@ -115,8 +118,15 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) {
 		writeError(w, connect.NewError(connect.CodePermissionDenied, errors.New("the address of the upload is not good, or not any more; ask for a new one")))
 		return
 	}
+	who := Principal{Workspace: q.Get("workspace"), TokenID: q.Get("token"), Role: RoleFull}
+	if err := s.bridge.Tokens.StillGood(r.Context(), who); errors.Is(err, ErrUnauthenticated) {
+		writeError(w, connect.NewError(connect.CodePermissionDenied, errors.New("the token that asked for this address was revoked; ask for a new one with another")))
+		return
+	} else if err != nil {
+		writeError(w, s.failure(err))
+		return
+	}
 	timed(w, r, true)
-	who := Principal{Workspace: q.Get("workspace"), Role: RoleFull}
 	if _, err := s.bridge.Objects.PutObject(r.Context(), who, hash, r.ContentLength, q.Get("name"), r.Body); err != nil {
 		writeError(w, s.failure(err))
 		return
@@ -248,11 +258,23 @@ func restTaskOf(who Principal, t *Task) map[string]any {
 	return out
 }
 
-// restResult is a result for REST clients: JSON as it is, a pickle in base64 (beam-interface.md 6.5).
+// restResult is a result for REST clients: JSON as it is, a pickle in base64 (beam-interface.md 6.5). One that its client must
+// not load is an error.
 func (s *Server) restResult(ctx context.Context, who Principal, t *Task, out map[string]any) error {
+	refused := func(text string) {
+		out["status"], out["failure_reason"] = string(StatusError), strings.TrimSpace(text)
+	}
 	switch {
 	case t.Status != StatusComplete || len(t.Result) == 0:
 	case t.Encoding == protocol.EncodingJSON && json.Valid(t.Result):
+		// The Python client takes an object with this key for a pickle, whoever wrote it.
+		var object map[string]json.RawMessage
+		if json.Unmarshal(t.Result, &object) == nil {
+			if _, ok := object["base64"]; ok {
+				refused("gridbeam: the result is an object with the key base64, which its client would unpickle; name the key otherwise")
+				return nil
+			}
+		}
 		out["result"] = json.RawMessage(t.Result)
 	default:
 		stub, err := s.bridge.Stubs.Stub(ctx, who, t.StubID)
@@ -260,7 +282,7 @@ func (s *Server) restResult(ctx context.Context, who Principal, t *Task, out map
 			return err
 		}
 		if text := s.judgeResult(&stub, t.Result); text != "" {
-			out["failure_reason"] = strings.TrimSpace(text)
+			refused(text)
 			return nil
 		}
 		out["result"] = map[string]string{"base64": base64.StdEncoding.EncodeToString(t.Result)}

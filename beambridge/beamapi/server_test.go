@@ -32,12 +32,22 @@ type fakeBridge struct {
 	answer  func(Call) []Event
 	gone    chan string
 	active  bool
+	task    *Task // what Task returns instead of a number in JSON
+	revoked bool  // of every token: an upload is refused
+	took    func(who Principal, hash, name string)
+}
+
+func (f *fakeBridge) StillGood(context.Context, Principal) error {
+	if f.revoked {
+		return ErrUnauthenticated
+	}
+	return nil
 }
 
 func (f *fakeBridge) Authenticate(_ context.Context, token string) (Principal, error) {
 	switch token {
 	case "full":
-		return Principal{Workspace: "ws", Role: RoleFull}, nil
+		return Principal{Workspace: "ws", TokenID: "id-of-full", Role: RoleFull}, nil
 	case "invoke":
 		return Principal{Workspace: "ws", Role: RoleInvoke}, nil
 	case "task":
@@ -56,7 +66,10 @@ func (f *fakeBridge) Object(_ context.Context, who Principal, hash string) (Obje
 	return Object{ID: hash, Hash: hash, Size: int64(len(b))}, nil
 }
 
-func (f *fakeBridge) PutObject(_ context.Context, _ Principal, hash string, _ int64, _ string, r io.Reader) (Object, error) {
+func (f *fakeBridge) PutObject(_ context.Context, who Principal, hash string, _ int64, name string, r io.Reader) (Object, error) {
+	if f.took != nil {
+		f.took(who, hash, name)
+	}
 	b, err := io.ReadAll(r)
 	if err != nil {
 		return Object{}, err
@@ -132,6 +145,9 @@ func (f *fakeBridge) Task(_ context.Context, who Principal, id string) (Task, er
 	if id != "t" || who.Workspace != "ws" {
 		return Task{}, ErrNotFound
 	}
+	if f.task != nil {
+		return *f.task, nil
+	}
 	return Task{ID: "t", Status: StatusComplete, StubID: "stub-app:f", Result: []byte("12345678901234567890"), Encoding: protocol.EncodingJSON}, nil
 }
 
@@ -141,7 +157,7 @@ func (f *fakeBridge) Tasks(ctx context.Context, who Principal, _ TaskFilter) ([]
 }
 
 func (f *fakeBridge) StopTasks(_ context.Context, _ Principal, ids []string) error {
-	if ids[0] != "t" {
+	if len(ids) > 0 && ids[0] != "t" {
 		return ErrNotFound
 	}
 	return nil
@@ -179,8 +195,8 @@ func (r *fakeRunning) Abandon() {
 	}
 }
 
-// serve starts a Server over a fake on a real socket.
-func newServer(t *testing.T) (*Server, *fakeBridge) {
+// newServer makes a Server over a fake; change, if any, is made to its configuration.
+func newServer(t *testing.T, change ...func(*Config)) (*Server, *fakeBridge) {
 	t.Helper()
 	f := &fakeBridge{objects: map[string][]byte{}, stubs: map[string]Stub{}, gone: make(chan string, 16), answer: func(c Call) []Event {
 		return []Event{{Output: "one\n"}, {Output: "two\n"}, {Done: true, Result: c.Args, Encoding: c.Encoding}}
@@ -192,6 +208,9 @@ func newServer(t *testing.T) (*Server, *fakeBridge) {
 		}
 		return nil
 	}
+	for _, c := range change {
+		c(&cfg)
+	}
 	s, err := New(cfg, Bridge{f, f, f, f, f, f}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -199,9 +218,10 @@ func newServer(t *testing.T) (*Server, *fakeBridge) {
 	return s, f
 }
 
-func serve(t *testing.T) (*fakeBridge, string) {
+// serve starts one on a real socket.
+func serve(t *testing.T, change ...func(*Config)) (*fakeBridge, string) {
 	t.Helper()
-	s, f := newServer(t)
+	s, f := newServer(t, change...)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
