@@ -65,6 +65,12 @@ type Config struct {
 	// APIRate is requests per second of a principal, waits and streams apart. Default 50 (trust.md 4); 0 has no
 	// bound, for benchmarks.
 	APIRate float64
+	// Conns is how many connections the two addresses take at once from other machines, and as many again from this one.
+	// Default 4096.
+	Conns int
+	// ConnsPerAddress is how many of them may come from one address, IPv6 by /64; this machine has no such bound.
+	// Default 256.
+	ConnsPerAddress int
 	// FeePPM is what the operator keeps of each bill, in millionths. Default 0; the network's own fee of
 	// RNP-021 comes on top of it.
 	FeePPM int64
@@ -118,7 +124,7 @@ type Started struct {
 func DefaultConfig(data string) Config {
 	return Config{
 		Data: data, Key: filepath.Join(data, "identity.key"), Network: filepath.Join(data, "network"), NetworkName: "private",
-		MDNS: true, APIListen: "127.0.0.1:1994", BeamListen: "127.0.0.1:1993", APIRate: 50, Version: "dev", Schedule: dht.DefaultSchedule(), Buckets: 20, Links: 256,
+		MDNS: true, APIListen: "127.0.0.1:1994", BeamListen: "127.0.0.1:1993", APIRate: 50, Conns: 4096, ConnsPerAddress: 256, Version: "dev", Schedule: dht.DefaultSchedule(), Buckets: 20, Links: 256,
 		Drain: 3 * time.Second, Reserve: 256 << 20, Clock: time.Now,
 	}
 }
@@ -139,6 +145,10 @@ func (c *Config) Validate() error {
 		return bad("NetworkName", "has %d bytes, want 1..64", len(c.NetworkName))
 	case !(c.APIRate >= 0):
 		return bad("APIRate", "is %g, want at least 0", c.APIRate)
+	case c.Conns < 1:
+		return bad("Conns", "is %d, want at least 1", c.Conns)
+	case c.ConnsPerAddress < 1 || c.ConnsPerAddress > c.Conns:
+		return bad("ConnsPerAddress", "is %d, want 1..%d, which is Conns", c.ConnsPerAddress, c.Conns)
 	case c.FeePPM < 0 || c.FeePPM > 900_000:
 		return bad("FeePPM", "is %d, want 0..900000 millionths", c.FeePPM)
 	case c.Version == "" || len(c.Version) > 22:

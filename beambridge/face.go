@@ -96,6 +96,7 @@ func (b *Bridge) handlers(ctx context.Context) (*api.Server, http.Handler, error
 	}
 	cfg := api.DefaultConfig(spool)
 	cfg.Rate, cfg.Configure = b.cfg.APIRate, beamapi.ConfigureServer
+	cfg.Conns, cfg.ConnsPerAddress = b.cfg.Conns, b.cfg.ConnsPerAddress
 	own, err := api.New(cfg, b.Face(), b.log)
 	if err != nil {
 		return nil, nil, err

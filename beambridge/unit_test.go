@@ -310,18 +310,21 @@ func TestSameJobHasTheSameSeed(t *testing.T) {
 
 func TestConfigNamesTheFieldThatIsWrong(t *testing.T) {
 	for field, change := range map[string]func(c *Config){
-		"Data":        func(c *Config) { c.Data = "here" },
-		"Key":         func(c *Config) { c.Key = "" },
-		"NetworkName": func(c *Config) { c.NetworkName = "" },
-		"FeePPM":      func(c *Config) { c.FeePPM = -1 },
-		"APIListen":   func(c *Config) { c.APIListen = "1994" },
-		"BeamListen":  func(c *Config) { c.BeamListen = "1993" },
-		"TLSCert":     func(c *Config) { c.TLSCert, c.TLSKey = "cert.pem", "/key.pem" },
-		"TLSKey":      func(c *Config) { c.TLSCert = "/cert.pem" },
-		"Buckets":     func(c *Config) { c.Buckets = 0 },
-		"Clock":       func(c *Config) { c.Clock = nil },
-		"Anchors[0]":  func(c *Config) { c.Anchors = []protocol.PeerID{""} },
-		"Issuers[1]":  func(c *Config) { c.Issuers = []protocol.PeerID{idOf(t, "index"), ""} },
+		"Data":                    func(c *Config) { c.Data = "here" },
+		"Key":                     func(c *Config) { c.Key = "" },
+		"NetworkName":             func(c *Config) { c.NetworkName = "" },
+		"FeePPM":                  func(c *Config) { c.FeePPM = -1 },
+		"Conns":                   func(c *Config) { c.Conns = 0 },
+		"ConnsPerAddress is 0":    func(c *Config) { c.ConnsPerAddress = 0 },
+		"ConnsPerAddress is 4097": func(c *Config) { c.ConnsPerAddress = c.Conns + 1 },
+		"APIListen":               func(c *Config) { c.APIListen = "1994" },
+		"BeamListen":              func(c *Config) { c.BeamListen = "1993" },
+		"TLSCert":                 func(c *Config) { c.TLSCert, c.TLSKey = "cert.pem", "/key.pem" },
+		"TLSKey":                  func(c *Config) { c.TLSCert = "/cert.pem" },
+		"Buckets":                 func(c *Config) { c.Buckets = 0 },
+		"Clock":                   func(c *Config) { c.Clock = nil },
+		"Anchors[0]":              func(c *Config) { c.Anchors = []protocol.PeerID{""} },
+		"Issuers[1]":              func(c *Config) { c.Issuers = []protocol.PeerID{idOf(t, "index"), ""} },
 	} {
 		c := DefaultConfig("/data")
 		change(&c)

@@ -23,6 +23,12 @@ type Config struct {
 	Burst int
 	// AuthFailures is how many bad tokens an address may show in a minute. Default 10 (trust.md 4).
 	AuthFailures int
+	// Conns is how many connections may be open at once from other machines, and as many again from this one, all
+	// listeners together. Default 4096: a client takes one for all of its calls, and each costs some 50 KiB.
+	Conns int
+	// ConnsPerAddress is how many may come from one address, IPv6 by /64; this machine has no such bound. Default
+	// 256: an office behind one address.
+	ConnsPerAddress int
 	// ModuleBytes bounds a module. Default 256 MiB (execution.md 2).
 	ModuleBytes int64
 	// VolumeBytes bounds the files of one volume's tar stream. Default 1 TiB: the disk says no long before.
@@ -53,7 +59,7 @@ type Config struct {
 // DefaultConfig returns the defaults; spool is where uploads wait.
 func DefaultConfig(spool string) Config {
 	return Config{
-		Spool: spool, Rate: 50, Burst: 100, AuthFailures: 10, ModuleBytes: 256 << 20, VolumeBytes: 1 << 40, VolumeEntries: 2_000_000,
+		Spool: spool, Rate: 50, Burst: 100, AuthFailures: 10, Conns: 4096, ConnsPerAddress: 256, ModuleBytes: 256 << 20, VolumeBytes: 1 << 40, VolumeEntries: 2_000_000,
 		JobBytes: 64 << 20, JSONBytes: 64 << 10, Uploads: 4, BodyIdle: 30 * time.Second, BodyRate: 1 << 10, MaxWait: 5 * time.Minute,
 		Beat: 15 * time.Second, Every: 200 * time.Millisecond, WriteIdle: time.Minute,
 	}
@@ -69,6 +75,8 @@ func (c Config) Validate() error {
 		{"Rate", c.Rate >= 0},
 		{"Burst", c.Burst >= 1},
 		{"AuthFailures", c.AuthFailures >= 1},
+		{"Conns", c.Conns >= 1},
+		{"ConnsPerAddress", c.ConnsPerAddress >= 1 && c.ConnsPerAddress <= c.Conns},
 		{"ModuleBytes", c.ModuleBytes >= 8},
 		{"VolumeBytes", c.VolumeBytes >= 1},
 		{"VolumeEntries", c.VolumeEntries >= 1},

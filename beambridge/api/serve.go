@@ -34,12 +34,14 @@ func (s *Server) HTTPServer(h http.Handler) *http.Server {
 }
 
 // Serve answers on ln until ctx ends, and then lets requests that are under way end. Without TLS it takes
-// loopback addresses only (ErrPlain). It closes ln.
+// loopback addresses only (ErrPlain). Connections beyond Config.Conns and ConnsPerAddress, of all listeners together, are
+// closed at once. It closes ln.
 func (s *Server) Serve(ctx context.Context, ln net.Listener, h http.Handler, tlsConfig *tls.Config) error {
 	if tlsConfig == nil && !loopback(ln.Addr()) {
 		_ = ln.Close()
 		return fmt.Errorf("%w: %s; listen on 127.0.0.1, or give the bridge a certificate", ErrPlain, ln.Addr())
 	}
+	ln = bounded{ln, s.conns}
 	if tlsConfig != nil {
 		c := tlsConfig.Clone()
 		c.MinVersion, c.NextProtos = tls.VersionTLS13, []string{"h2", "http/1.1"}

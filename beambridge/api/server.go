@@ -19,6 +19,7 @@ type Server struct {
 	log     *slog.Logger
 	mux     *http.ServeMux
 	gate    *gate
+	conns   *conns
 	uploads chan struct{} // one token for each upload on its way in
 
 	mu    sync.Mutex
@@ -42,7 +43,7 @@ func New(cfg Config, bridge Bridge, log *slog.Logger) (*Server, error) {
 		}
 	}
 	s := &Server{
-		cfg: cfg, bridge: bridge, log: log, mux: http.NewServeMux(), gate: newGate(cfg, time.Now),
+		cfg: cfg, bridge: bridge, log: log, mux: http.NewServeMux(), gate: newGate(cfg, time.Now), conns: newConns(cfg, log, time.Now),
 		uploads: make(chan struct{}, cfg.Uploads), waits: make(map[*context.CancelFunc]struct{}),
 	}
 	for _, r := range s.routes() {
