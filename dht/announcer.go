@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 )
 
@@ -99,13 +100,14 @@ func (s Schedule) Validate() error {
 	return nil
 }
 
-// Announcer publishes this peer's record, provider keys and heartbeats on schedule, and says goodbye. Its one
-// goroutine owns the sequence numbers.
+// Announcer publishes this peer's record, provider keys and heartbeats on schedule, and says goodbye. One goroutine
+// sends heartbeats, and records and keys are published by one other at a time, which owns the records' numbers.
 type Announcer struct {
 	d      *Directory
 	plan   Schedule
 	source Source
 	seqs   SeqStore
+	mu     sync.Mutex // guards rnd
 	rnd    *rand.Rand
 	record chan struct{} // capacity 1: changes that come together are one
 	beat   chan struct{} // capacity 1, likewise
@@ -177,13 +179,36 @@ func (a *Announcer) Run(ctx context.Context) error {
 	return err
 }
 
-// loop waits for the earliest of the three schedules.
+// agenda is when what is due next. Its zero moments are over.
+type agenda struct {
+	record, provide, beat  time.Time
+	lastRecord, lastChange time.Time
+	settled                bool // behind its relay, if it needs one
+	changed                bool // the next heartbeat is brought forward
+	busy                   bool // a record or keys are being published
+}
+
+// never is far enough away.
+const never = 1000 * time.Hour
+
+// published is what came of publishing a record or keys.
+type published struct {
+	record bool
+	wait   time.Duration // until the next one
+	err    error
+}
+
+// loop publishes what is due. Records and keys go to holders of which some may have died, so they are published one at a
+// time beside it: heartbeats do not wait for them.
 func (a *Announcer) loop(ctx context.Context) error {
 	now := a.d.now()
-	nextRecord, nextProvide, nextBeat := now, now, now
-	lastRecord, lastChange := time.Time{}, time.Time{}
-	changed := false // a heartbeat is due before its time
-	settled := false
+	next := agenda{record: now, provide: now, beat: now}
+	done := make(chan published, 1) // one is under way at most
+	defer func() {
+		if next.busy {
+			<-done
+		}
+	}()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -197,46 +222,85 @@ func (a *Announcer) loop(ctx context.Context) error {
 			moved = true
 		case <-a.beat:
 			beat = true
+		case p := <-done:
+			next.busy = false
+			if p.err != nil {
+				return p.err
+			}
+			next.after(p, a.d.now())
 		case <-timer.C:
 		}
-		if record || poked(a.record) {
-			nextRecord = earlier(nextRecord, lastRecord.Add(a.plan.RecordGap))
-		}
-		if moved || poked(a.moved) {
-			at := lastRecord.Add(a.plan.RecordGap)
-			if !settled { // a node behind a NAT gets its relay soon after its start, and until then nobody can ask it
-				at, settled = lastRecord.Add(a.plan.BeatGap), true
-			}
-			nextRecord, nextProvide = earlier(nextRecord, at), earlier(nextProvide, at)
-		}
-		if beat || poked(a.beat) {
-			nextBeat, changed = earlier(nextBeat, lastChange.Add(a.plan.BeatGap)), true
-		}
+		next.hear(a.plan, record || poked(a.record), moved || poked(a.moved), beat || poked(a.beat))
 		now = a.d.now()
-		if !now.Before(nextRecord) {
-			wait, err := a.publishRecord(ctx)
-			if err != nil {
-				return err
-			}
-			lastRecord, nextRecord = now, now.Add(wait)
-			// The record is new, and heartbeats have to name it. Keys do not wait for a network: who is its only
-			// server so far keeps its own.
-			nextBeat = now
-		}
-		if !now.Before(nextBeat) {
+		if !now.Before(next.beat) {
 			if err := a.publishBeat(ctx, false); err != nil {
 				return err
 			}
-			if changed {
-				lastChange, changed = now, false
+			if next.changed {
+				next.lastChange, next.changed = now, false
 			}
-			nextBeat = now.Add(a.vary(a.plan.Beat))
+			next.beat = now.Add(a.vary(a.plan.Beat))
 		}
-		if !now.Before(nextProvide) {
-			nextProvide = now.Add(a.publishKeys(ctx))
+		if publish := next.job(a, now); publish != nil {
+			go func() { done <- publish(ctx) }()
 		}
-		timer.Reset(max(0, earlier(nextRecord, earlier(nextBeat, nextProvide)).Sub(a.d.now())))
+		timer.Reset(max(0, next.at().Sub(a.d.now())))
 	}
+}
+
+// hear brings forward what has changed.
+func (n *agenda) hear(plan Schedule, record, moved, beat bool) {
+	if record {
+		n.record = earlier(n.record, n.lastRecord.Add(plan.RecordGap))
+	}
+	if moved {
+		at := n.lastRecord.Add(plan.RecordGap)
+		if !n.settled { // a node behind a NAT gets its relay soon after its start, and until then nobody can ask it
+			at, n.settled = n.lastRecord.Add(plan.BeatGap), true
+		}
+		n.record, n.provide = earlier(n.record, at), earlier(n.provide, at)
+	}
+	if beat {
+		n.beat, n.changed = earlier(n.beat, n.lastChange.Add(plan.BeatGap)), true
+	}
+}
+
+// job begins what is due of records and keys, nil for nothing.
+func (n *agenda) job(a *Announcer, now time.Time) func(context.Context) published {
+	switch {
+	case n.busy:
+		return nil
+	case !now.Before(n.record):
+		n.busy, n.lastRecord, n.record = true, now, now.Add(never)
+		return func(ctx context.Context) published {
+			wait, err := a.publishRecord(ctx)
+			return published{true, wait, err}
+		}
+	case !now.Before(n.provide):
+		n.busy, n.provide = true, now.Add(never)
+		return func(ctx context.Context) published { return published{false, a.publishKeys(ctx), nil} }
+	}
+	return nil
+}
+
+// after notes what has been published; what has changed meanwhile stays due.
+func (n *agenda) after(p published, now time.Time) {
+	if !p.record {
+		n.provide = earlier(n.provide, now.Add(p.wait))
+		return
+	}
+	n.record = earlier(n.record, now.Add(p.wait))
+	// The record is new, and heartbeats have to name it. Keys do not wait for a network: who is its only server so
+	// far keeps its own.
+	n.beat = now
+}
+
+// at is when the first of it is due.
+func (n *agenda) at() time.Time {
+	if n.busy {
+		return n.beat
+	}
+	return earlier(n.record, earlier(n.beat, n.provide))
 }
 
 func earlier(a, b time.Time) time.Time {
@@ -248,6 +312,8 @@ func earlier(a, b time.Time) time.Time {
 
 // vary spreads a period by ±10 %, so that nodes started together do not publish together.
 func (a *Announcer) vary(d time.Duration) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	return time.Duration(float64(d) * (0.9 + 0.2*a.rnd.Float64()))
 }
 

@@ -90,7 +90,7 @@ func modelCalibration(t *testing.T) (c calibration) {
 		begun := time.Now()
 		w := newModelWorld(t, modelConfig{
 			seed: 5, nodes: calibrated - 3, index: 3, k: 20, oneWay: 5 * time.Millisecond, servers: true, cold: 2 * calibrated,
-			join: time.Second, // newSim starts ten a second, and all announce themselves at once
+			join: 10 * time.Second, // newSim starts ten a second
 		})
 		pass(calibrationWarm - time.Since(begun))
 		client := w.client()
@@ -135,7 +135,12 @@ func TestTheModelIsCalibratedAgainstRealHosts(t *testing.T) {
 	if raceEnabled {
 		t.Skip("50 real hosts for 25 minutes: without the race detector")
 	}
-	is, model := realCalibration(t), modelCalibration(t)
+	model := modelCalibration(t)
+	t.Logf("model, idle:      %s", model.text())
+	t.Logf("model, index peers:      %s", model.index.text())
+	is := realCalibration(t)
+	t.Logf("real hosts, idle: %s", is.text())
+	t.Logf("real hosts, index peers: %s", is.index.text())
 	for _, c := range []struct {
 		what      string
 		is, model float64
@@ -155,8 +160,4 @@ func TestTheModelIsCalibratedAgainstRealHosts(t *testing.T) {
 			t.Errorf("the model's %s is %+.0f %% apart", c.what, 100*apart)
 		}
 	}
-	t.Logf("real hosts, idle: %s", is.text())
-	t.Logf("model, idle:      %s", model.text())
-	t.Logf("real hosts, index peers: %s", is.index.text())
-	t.Logf("model, index peers:      %s", model.index.text())
 }

@@ -160,3 +160,34 @@ func TestAChangeIsToldAtOnceAlsoAfterARegularHeartbeat(t *testing.T) {
 		w.end()
 	})
 }
+
+func TestDeadHoldersDoNotKeepHeartbeatsWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := ordinary(6, 60, 3)
+		cfg.moves, cfg.churn, cfg.loss = 0, 0, 0
+		w := newModelWorld(t, cfg)
+		pass(3 * time.Minute)
+		for _, n := range w.nodes(0)[:20] {
+			n.kill()
+		}
+		left := w.nodes(0)
+		for _, n := range left {
+			n.announce.Moved() // all publish their records and keys now
+		}
+		oldest := time.Duration(0)
+		for range 60 {
+			pass(2 * time.Second)
+			for _, n := range left {
+				h, ok := w.peers[0].directory().index.get(n.id, time.Now())
+				if !ok {
+					t.Fatalf("%d is not known any more", n.at)
+				}
+				oldest = max(oldest, h.age)
+			}
+		}
+		if oldest > 34*time.Second {
+			t.Errorf("while records and keys are published, a heartbeat comes after %s, every 30 s are meant", oldest)
+		}
+		w.end()
+	})
+}

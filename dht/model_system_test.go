@@ -1,0 +1,47 @@
+//go:build system
+
+package dht
+
+import (
+	"testing"
+	"time"
+)
+
+// The goals of discovery.md 12 over two hours. Those that are known to be missed are in docs/directory.md with the
+// reason, and stand here as they were measured, so that nothing gets worse unseen.
+
+func TestAModelOf1000NodesHoldsItsGoals(t *testing.T) {
+	if raceEnabled {
+		t.Skip("minutes without the race detector")
+	}
+	r := modelled(t, ordinary(1, 1_000, 5), 20*time.Minute, 2*time.Hour, 24)
+	goals{
+		recall: 0.995, visible: 2 * time.Second, killed: 90*time.Second + pollStep, left: 2 * time.Second, idle: 500,
+		ingest: 60_000, coldClient: 3 * time.Second, allPaths: 0.99, dhtAlone: 0.95,
+	}.hold(t, &r)
+}
+
+func TestAModelOf10000NodesHoldsItsGoals(t *testing.T) {
+	if raceEnabled {
+		t.Skip("minutes without the race detector")
+	}
+	r := modelled(t, ordinary(1, 10_000, 5), 20*time.Minute, 2*time.Hour, 24)
+	goals{
+		recall: 0.99, visible: 3 * time.Second, killed: 90*time.Second + pollStep, left: 2 * time.Second, idle: 500,
+		ingest: 600_000, coldClient: 10 * time.Second, allPaths: 0.99, dhtAlone: 0.95,
+	}.hold(t, &r)
+}
+
+func TestAModelOf1000NodesFindsThemAlthoughServersWithhold(t *testing.T) {
+	if raceEnabled {
+		t.Skip("minutes without the race detector")
+	}
+	cfg := ordinary(1, 1_000, 5)
+	cfg.withhold = 0.2
+	r := modelled(t, cfg, 20*time.Minute, time.Hour, 24)
+	for path, least := range map[string]float64{"all paths rare": 0.99, "DHT alone rare": 0.95} {
+		if got := mean(r.f.recalls[path]); got < least {
+			t.Errorf("recall by %s is %.3f, goal %.3f", path, got, least)
+		}
+	}
+}
