@@ -57,7 +57,7 @@ packages: # installs what the tests need, where that is possible and needed
 
 test-system: packages ## the long tests, build tag system: real processes, kill -9, many seeds
 	CGO_ENABLED=1 $(GO) test -race -tags system -timeout 120m ./...
-	$(GO) test -tags system -timeout 60m -run 'HostileServers|FindIsFast|RNP004' -v ./dht # 200 hosts; times and sizes without the detector
+	$(GO) test -tags system -timeout 60m -run 'HostileServers|FindIsFast|RNP004|AModelOf|Calibrated' -v ./dht # 200 hosts, models of 10,000; times and sizes without the detector
 
 bench: build ## measure dispatch against targets; ARGS go to the driver
 	$(GO) run ./bench $(ARGS)

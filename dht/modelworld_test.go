@@ -324,6 +324,7 @@ func (w *modelWorld) run(warm, over time.Duration, questions int) modelReport {
 		for i < questions && begun.Add(next).Before(until) {
 			pass(time.Until(begun.Add(next)))
 			w.ask(client)
+			w.t.Logf("asked %d times after %s", i+1, time.Since(begun).Round(time.Second))
 			i++
 			next = draw(i)
 		}
