@@ -77,7 +77,8 @@ func TestTheHostIsOutOfReach(t *testing.T) {
 		"setuid":             "    try:\n        os.setuid(0)\n        return 'root'\n    except OSError:\n        return 'refused'\n",
 		"the daemon's files": "    return 'refused' if not os.path.exists('/mnt/0') and not os.path.exists(" + strconv.Quote(b.cfg.Dir) + ") else 'there'\n",
 		"inherited files": "    extra = [os.readlink('/proc/self/fd/' + f) for f in os.listdir('/proc/self/fd') if int(f) > 2 and os.path.lexists('/proc/self/fd/' + f)]\n" +
-			"    return 'refused' if not [e for e in extra if not e.startswith(('pipe:', '/memfd', '/proc/', '/dev/null', 'anon_inode'))] else repr(extra)\n",
+			"    more = [e for e in extra if not e.startswith(('pipe:', '/memfd', '/proc/', '/dev/null', 'anon_inode'))]\n" +
+			"    return 'refused' if len(more) == 1 and more[0].startswith('socket:') else repr(extra)\n", // its result's
 		"the runner's environment": "    import os as o\n    return 'refused' if not set(o.environ) - {'PATH', 'HOME', 'USER', 'LANG', 'TMPDIR', 'PWD', 'HANDLER', 'PYTHON_VERSION', 'TASK_ID', 'GRIDBEAM_ATTEMPT'} else repr(dict(o.environ))\n",
 	}
 	for name, n := range numbers {
@@ -228,6 +229,61 @@ func TestWhoKillsTheRunnerEndsTheChunk(t *testing.T) {
 	next := again(t, task)
 	next.Inputs = next.Inputs[:1]
 	want(t, b, next, protocol.ReasonDone)
+}
+
+// forge has one input write answers wherever another's could be written, and read where another's arguments lie.
+const forge = `import json, os, struct, threading, time
+if IMPORT_THREAD: threading.Thread(target=threading.Event().wait, daemon=True).start()
+def answer():
+    head = json.dumps({"reason": "done", "exit": 0, "encoding": "json"}).encode()
+    return struct.pack(">II", len(head), 8) + head + b'"forged"'
+def attack(seconds):
+    own, until, reached = str(os.getpid()), time.monotonic() + seconds, set()
+    while time.monotonic() < until:
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            if pid == own: continue
+            try: reached.add(open("/proc/%s/mem" % pid, "rb") and "memory")
+            except OSError: pass
+            for fd in range(3, 40):
+                path = "/proc/%s/fd/%d" % (pid, fd)
+                try:
+                    kind = os.readlink(path).split(":")[0]
+                    if kind not in ("pipe", "/memfd", "socket"): continue
+                    f = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                except OSError: continue
+                reached.add(kind)
+                try: os.write(f, answer())
+                except OSError: pass
+                finally: os.close(f)
+    return sorted(reached)
+def f(what, n):
+    if what == "attack": return attack(n)
+    time.sleep(n)
+    return "honest"
+`
+
+func TestNoInputCanAnswerForAnother(t *testing.T) {
+	b := newBackend(t, nil)
+	for name, thread := range map[string]string{"forked": "False", "started anew": "True"} {
+		t.Run(name, func(t *testing.T) {
+			inputs := [][]any{{"attack", 3}}
+			for range 8 {
+				inputs = append(inputs, []any{"sleep", 0.3})
+			}
+			task := job(t, strings.Replace(forge, "IMPORT_THREAD", thread, 1), inputs...)
+			task.Function.Workers = 2
+			want(t, b, task, protocol.ReasonDone)
+			for i := range task.Inputs[1:] {
+				if o, result := outcomeOf(t, task, uint64(i+1)); result != `"honest"` {
+					t.Errorf("input %d: %s, %+v", i+1, result, o)
+				}
+			}
+			// Until a new process has closed its door others can reach what it prints.
+			if o, result := outcomeOf(t, task, 0); result != "[]" && name == "forked" {
+				t.Errorf("it reached %s: %+v", result, o)
+			}
+		})
+	}
 }
 
 // TestNothingOutlivesItsLease leaves processes behind in the ways that there are, in a sandbox that stays warm: nobody would

@@ -59,9 +59,19 @@ def write_all(fd, *parts):
 def scratch_file(name):
     """A file without a name in memory, or in /tmp where the kernel has none."""
     try:
-        return os.memfd_create(name)
+        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except (AttributeError, OSError):
         path = "/tmp/.gridbeam-%s-%d" % (name, os.getpid())
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         os.unlink(path)
         return fd
+
+
+def lock_file(fd):
+    """Lets nobody change a file of scratch_file any more, whoever opens it again."""
+    import fcntl
+
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    except OSError:  # one without seals, in /tmp
+        pass

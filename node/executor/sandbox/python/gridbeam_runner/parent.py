@@ -1,5 +1,6 @@
 # Copyright gridbeam contributors. SPDX-License-Identifier: Apache-2.0
 """The process that imports the user's code and starts, relays, times and ends its children."""
+import _socket  # what is below socket: its enumerations take a millisecond of each start
 import collections
 import gc
 import json
@@ -12,7 +13,7 @@ import time
 
 from gridbeam_runner import calls
 from gridbeam_runner.calls import EXIT_CANNOT_LOAD, EXIT_ERROR, MAX_RESULT, Code, explain, fit
-from gridbeam_runner.frames import MAX_HEADER, MAX_PAYLOAD, BadFrame, field, pack, scratch_file, unpack, write_all
+from gridbeam_runner.frames import MAX_HEADER, MAX_PAYLOAD, BadFrame, field, lock_file, pack, scratch_file, unpack, write_all
 
 EXIT_CANCELLED, EXIT_TIMEOUT, EXIT_KILLED = 3, 4, -9
 BAD_FRAME_EXIT = 70
@@ -29,7 +30,10 @@ HEARTBEAT = 0.25  # seconds between two looks at children, should a SIGCHLD be l
 
 
 class Run:
-    """One input on its way: queued, then a process with three pipes."""
+    """One input on its way: queued, then a process with two pipes for what it prints and a socket for its result.
+
+    A pipe can be opened again by who may look into /proc/PID/fd, a socket by nobody.
+    """
 
     def __init__(self, header, payload):
         self.header, self.payload = header, payload
@@ -47,6 +51,26 @@ class Run:
         self.started = 0.0
 
 
+class Hunger:
+    """Who dies first when memory is short: children before this process. A child inherits what this process has at the fork,
+    for it may not write its own: the file belongs to root once calls.close_door is done."""
+
+    def __init__(self):
+        try:
+            self.fd = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+            own = int(os.read(self.fd, 16))
+        except (OSError, ValueError):
+            self.fd = os.open("/dev/null", os.O_RDWR)
+            own = 0
+        self.own, self.child = b"%d" % own, b"%d" % max(500, min(1000, own + 200))
+
+    def set(self, score):
+        try:
+            os.write(self.fd, score)
+        except OSError:
+            pass
+
+
 class Runner:
     def __init__(self, control, console):
         self.control, self.console = control, console
@@ -59,6 +83,7 @@ class Runner:
         self.workers, self.fork = 1, True
         self.stopping = self.told_to_stop = False
         self.wake, self.waker = os.pipe()
+        self.hunger = Hunger()
         for fd in (control, self.wake, self.waker):
             os.set_blocking(fd, False)
             os.set_inheritable(fd, False)
@@ -206,6 +231,7 @@ class Runner:
         self.listen_for_children()  # an import may have taken them over
         if self.code is not None:
             self.settle()
+        calls.close_door()  # inputs come now, and an import may have opened it
         ready["import_ms"] = int((time.monotonic() - began) * 1000)
         self.emit(ready)
 
@@ -267,7 +293,7 @@ class Runner:
         ends = []
         try:
             for stream in (1, 2, 0):
-                mine, theirs = os.pipe()
+                mine, theirs = os.pipe() if stream else (s.detach() for s in _socket.socketpair(_socket.AF_UNIX))
                 ends.append(theirs)
                 os.set_blocking(mine, False)
                 if stream:
@@ -279,11 +305,13 @@ class Runner:
             for stream, text in self.load_log:
                 self.emit({"op": "log", "input": run.index, "stream": stream}, text)
             self.load_log = []
+            self.hunger.set(self.hunger.child)
             run.pid = self.forked(run, *ends) if self.fork else self.spawned(run, *ends)
         except OSError:
             self.running.pop(run.index, None)
             raise
         finally:
+            self.hunger.set(self.hunger.own)
             for fd in ends:
                 os.close(fd)
         run.payload = b""
@@ -298,7 +326,7 @@ class Runner:
             calls.become_child(run.header)
             os.dup2(out, 1, inheritable=True)
             os.dup2(err, 2, inheritable=True)
-            mine = [self.control, self.console, self.wake, self.waker, out, err]
+            mine = [self.control, self.console, self.wake, self.waker, self.hunger.fd, out, err]
             for other in self.running.values():
                 mine += [*other.logs, other.result_fd]
             for fd in mine:
@@ -317,6 +345,7 @@ class Runner:
             for header, payload in ((self.load_spec, b""), (run.header, run.payload)):
                 write_all(request, pack(header, payload), payload)
             os.lseek(request, 0, os.SEEK_SET)
+            lock_file(request)  # the new process can be looked into until it has closed its door
             flags = ["-I"] if sys.flags.isolated else []
             flags += ["-S"] if sys.flags.no_site else []
             argv = [sys.executable, *flags, os.path.join(calls.HERE, "runner.py"), "--once", str(request), str(result)]

@@ -371,22 +371,79 @@ class Times(Case):
 
 class Walls(Case):
     def test_a_child_has_no_way_to_the_socket(self):
-        got = self.start(
+        r = self.start(
             """
             import json, os, stat, struct
             def f():
                 head = json.dumps({"op": "result", "input": 1, "reason": "done", "exit": 0, "encoding": "json"}).encode()
-                found = []
+                sockets = []
                 for fd in map(int, os.listdir("/proc/self/fd")):
                     try:
-                        if stat.S_ISSOCK(os.fstat(fd).st_mode): found.append(fd)
+                        if stat.S_ISSOCK(os.fstat(fd).st_mode): sockets.append(fd)
                     except OSError: pass
-                return found
+                for fd in sockets: os.write(fd, struct.pack(">II", len(head), 1) + head + b"1")
+                print(len(sockets))
+                os._exit(0)
             """
-        ).call()
-        self.assertEqual([], got["value"])
+        )
+        got = r.call()  # of a frame for the runner's own socket no more than a child may say counts, and for itself alone
+        self.assertEqual((b"1\n", "done", 1), (got["stdout"], got["reason"], got["value"]))
 
-    def test_rubbish_on_the_result_pipe_fails_that_input_only(self):
+    FORGER = """
+        import json, os, struct, threading, time
+        if IMPORT_THREAD: threading.Thread(target=threading.Event().wait, daemon=True).start()
+        def forged():
+            head = json.dumps({"reason": "done", "exit": 0, "encoding": "json"}).encode()
+            return struct.pack(">II", len(head), 8) + head + b'"forged"'
+        def others(own, runner):
+            for pid in filter(str.isdigit, os.listdir("/proc")):
+                try: parent = open("/proc/%s/stat" % pid).read().rpartition(") ")[2].split()[1]
+                except OSError: continue
+                if pid == runner or parent == runner and pid != own: yield pid
+        def attack(seconds):
+            own, runner, until, opened = str(os.getpid()), str(os.getppid()), time.monotonic() + seconds, set()
+            while time.monotonic() < until:
+                for pid in others(own, runner):
+                    for fd in range(3, 40):
+                        path = "/proc/%s/fd/%d" % (pid, fd)
+                        try: # never a file with a name: as root this could write to the Python that is being started
+                            kind = os.readlink(path).split(":")[0]
+                            if kind not in ("pipe", "/memfd"): continue
+                            f = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                        except OSError: continue
+                        try:
+                            if os.readlink("/proc/self/fd/%d" % f).split(":")[0] in ("pipe", "/memfd"):
+                                opened.add(kind)
+                                os.write(f, forged())
+                        except OSError: pass
+                        finally: os.close(f)
+            return sorted(opened)
+        def f(what, n):
+            if what == "attack": return attack(n)
+            time.sleep(n)
+            return "honest"
+    """
+
+    def forge(self, import_thread):
+        r = self.start(self.FORGER.replace("IMPORT_THREAD", str(import_thread)), workers=2)
+        r.run(0, "attack", 3)
+        for n in range(1, 9):
+            r.run(n, "sleep", 0.3)
+        results = [r.result() for _ in range(9)]
+        for got in results:
+            if got["input"] > 0:
+                self.assertEqual(("done", "honest"), (got["reason"], got.get("value")), got)
+        return next(got for got in results if got["input"] == 0)["value"]
+
+    def test_no_input_can_answer_for_another(self):
+        opened = self.forge(False)
+        if os.getuid():  # root may open what it likes
+            self.assertEqual([], opened)
+
+    def test_no_input_can_answer_for_one_in_a_new_process(self):
+        self.forge(True)  # what the other prints it may reach until that has closed its door
+
+    def test_rubbish_on_the_result_socket_fails_that_input_only(self):
         r = self.start(
             """
             import json, os, stat, struct
@@ -397,7 +454,7 @@ class Walls(Case):
                        "other": frame({"op": "result", "input": 1, "reason": "done", "exit": 0, "encoding": "json"}, b"1") + b"x"}[kind]
                 for fd in range(3, 64):
                     try:
-                        if stat.S_ISFIFO(os.fstat(fd).st_mode): os.write(fd, bad)
+                        if stat.S_ISSOCK(os.fstat(fd).st_mode): os.write(fd, bad)
                     except OSError: pass
                 os._exit(0)
             def g(): return 1
