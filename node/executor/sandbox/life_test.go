@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -131,16 +132,36 @@ func TestAWarmSandboxWithoutADaemonEnds(t *testing.T) {
 	until(t, func() bool { return !isDir(dir) }, "its directory is still there")
 }
 
+// TestWallLimitKillsTheGroup has the input itself say how much processor time it gets, which depends on the machine's load.
 func TestWallLimitKillsTheGroup(t *testing.T) {
 	modes(t, func(t *testing.T, b *Backend) {
-		task := job(t, "import signal, time\ndef f():\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    while True: pass\n", nil)
-		task.Limits.Wall = time.Second
+		task := job(t, `import signal, time
+def f():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    said = 0
+    while True:
+        for _ in range(20000): pass
+        now = int(time.process_time() * 1000)
+        if now >= said + 10:
+            said = now
+            print(now, flush=True)
+`, nil)
+		task.Limits.Wall = 2 * time.Second
 		out := want(t, b, task, protocol.ReasonTimeout)
-		if took := out.Ended.Sub(out.Started); took < time.Second || took > 5*time.Second {
+		if took := out.Ended.Sub(out.Started); took < task.Limits.Wall || took > 20*time.Second {
 			t.Errorf("it ran for %s", took)
 		}
-		if out.Usage.CPUMillis < 200 || out.Usage.MaxMemoryBytes <= 0 {
-			t.Errorf("usage is %+v", out.Usage)
+		lines := printed(task)
+		if len(lines) == 0 {
+			t.Fatal("it said nothing")
+		}
+		said, err := strconv.ParseInt(lines[len(lines)-1], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The clock has ticks of 10 ms for each kind of time, and a little passes between the last look and the end.
+		if out.Usage.CPUMillis <= 0 || out.Usage.CPUMillis < said-said/10-40 || out.Usage.MaxMemoryBytes <= 0 {
+			t.Errorf("usage is %+v, it says that it took %d ms", out.Usage, said)
 		}
 	})
 }

@@ -255,10 +255,7 @@ func (s *shim) stop(lease string, why protocol.Reason, grace time.Duration) {
 func (s *shim) finish(why *cause, code, signal int32) {
 	w := s.cur
 	w.wall.Stop()
-	if s.group.mode == "soft" && w.peak == 0 && s.child != nil { // it was too short for the watchdog
-		w.peak, _ = s.child.memory(s.scratchMounts())
-	}
-	s.measure()
+	s.lastLook()
 	for _, u := range w.units {
 		if u.sent && !u.done {
 			w.flush(u)

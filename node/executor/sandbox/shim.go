@@ -247,6 +247,14 @@ func (s *shim) measure() {
 	s.tellUsage(w, s.group.cpu()-w.cpu0)
 }
 
+// lastLook measures what runs before it goes.
+func (s *shim) lastLook() {
+	if w := s.cur; s.group.mode == "soft" && w.peak == 0 && s.child != nil { // it was too short for the watchdog
+		w.peak, _ = s.child.memory(s.scratchMounts())
+	}
+	s.measure()
+}
+
 func (s *shim) tellUsage(w *work, cpu time.Duration) {
 	w.tell(func() {
 		w.usage.CPUMillis = max(w.usage.CPUMillis, cpu.Milliseconds())
@@ -273,6 +281,7 @@ func (s *shim) breach(why protocol.Reason, text string) {
 	if s.cur.cause == nil {
 		s.cur.cause = &cause{why, text}
 	}
+	s.lastLook() // without cgroups nobody can look when they are gone
 	s.ending = true
 	s.killChild()
 }
