@@ -305,12 +305,17 @@ type Measurer struct {
 }
 
 // Measurers returns index peers in the order in which they are to be asked: those of a network that none before
-// them has come first. known are such that we know some other way.
+// them has come first. known are peers that we know some other way: those that speak the protocol are taken.
 func (d *Directory) Measurers(ctx context.Context, known ...peer.ID) ([]Measurer, error) {
 	if err := d.up(ctx); err != nil {
 		return nil, err
 	}
-	ids := slices.Clone(known)
+	ids := slices.DeleteFunc(slices.Clone(known), func(id peer.ID) bool {
+		speaks, err := d.host.Peerstore().SupportsProtocols(id, protocol.ProtoMeasure)
+		return err != nil || len(speaks) == 0
+	})
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.ColdTimeout)
+	defer cancel()
 	for _, id := range d.indexPeers(ctx) {
 		if !slices.Contains(ids, id) {
 			ids = append(ids, id)

@@ -102,6 +102,7 @@ type book struct {
 	busy    bool          // as it was told last
 	short   string        // why the disk has no room for work, empty when it has; guarded by mu
 	fewer   chan struct{} // closed when a lease is over, if somebody waits for that
+	more    chan struct{} // closed when a lease comes, if somebody waits for that
 	done    uint64
 	failed  uint64
 }

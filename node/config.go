@@ -73,6 +73,9 @@ type Config struct {
 	Local bool
 	// MDNS finds peers in the local network. Default true; being found grants nothing.
 	MDNS bool
+	// MeasureLine has peers measure how fast this machine's line is, after the start and daily, while there is no work:
+	// up to 4 GiB each way with each of two. Default nil: unless Local.
+	MeasureLine *bool
 	// Version goes into the user agent and the record as gridbeam/<version>. Default "dev".
 	Version string
 	// Drain is how long Run goes on after its context is done, so that chunks can end and results be handed
@@ -164,6 +167,14 @@ const (
 	// nodeMemory is what the node keeps for itself (execution.md 3).
 	nodeMemory = 512 << 20
 )
+
+// measures says whether the line is measured.
+func (c *Config) measures() bool {
+	if c.MeasureLine == nil {
+		return !c.Local
+	}
+	return *c.MeasureLine
+}
 
 func (c *Config) path(name string) string { return filepath.Join(c.Data, name) }
 

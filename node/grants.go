@@ -178,6 +178,10 @@ func (b *book) addLease(f leaseFacts, m *member, now time.Time) *lease {
 	b.leases[f.ID] = l
 	b.diary.grant(f)
 	m.held++
+	if b.more != nil {
+		close(b.more)
+		b.more = nil
+	}
 	b.noteLoad()
 	b.ring(l.until)
 	return l

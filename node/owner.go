@@ -116,6 +116,20 @@ func (b *book) unfinished() (n int, fewer <-chan struct{}) {
 	return n, b.fewer
 }
 
+// idle says whether no lease is in hand that is not over, and returns what is closed when one comes.
+func (b *book) idle() (none bool, more <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	none = true
+	for _, l := range b.leases {
+		none = none && l.machine.State == protocol.LeaseEnded
+	}
+	if b.more == nil {
+		b.more = make(chan struct{})
+	}
+	return none, b.more
+}
+
 // gpusFree counts those among some GPUs that no lease has; none when nothing here could hand them to a chunk.
 func (b *book) gpusFree(uuids []string) uint32 {
 	b.mu.Lock()
@@ -248,6 +262,9 @@ func (s *site) status() Status {
 		st.Executors = append(st.Executors, o.names()...)
 	}
 	st.Selling = sellingOf(&st.Inventory.GPUs, s.barred)
+	if st.Line = (LineStatus{Off: true}); s.line != nil {
+		st.Line = s.line.status(s.cfg.Clock())
+	}
 	s.speaker.compare(&st, s.cfg.Clock())
 	known := s.gate.known()
 	s.book.fill(&st, known)

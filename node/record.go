@@ -45,6 +45,8 @@ type speaker struct {
 	// addrs are where the node can be reached, reach is how, empty while it is not known.
 	addrs func() []multiaddr.Multiaddr
 	reach func() p2p.Reachability
+	// line is what peers have measured, nil when they do not.
+	line func(now time.Time) lineFacts
 	// load is what changes from one heartbeat to the next.
 	load func() load
 
@@ -113,6 +115,9 @@ func (s *speaker) describe(c *pb.Capability, issued time.Time) (uuids [][]string
 	if s.noResearch {
 		c.Labels = append(c.Labels, &pb.Label{Key: protocol.LabelResearch, Value: protocol.ResearchNo, Expires: c.GetExpires()})
 	}
+	if s.line != nil {
+		s.measured(c, s.line(issued))
+	}
 	return uuids, nil
 }
 
@@ -124,6 +129,37 @@ func (s *speaker) machine(inv *Inventory, now time.Time) *pb.Capability {
 		inv.Measured.into(c)
 	}
 	return c
+}
+
+// measured fills in what peers have found of the line. Where a record has too many labels, own claims go first, then
+// what was measured.
+func (s *speaker) measured(c *pb.Capability, f lineFacts) {
+	if f.At.IsZero() {
+		return
+	}
+	n := c.GetNetwork()
+	n.Up, n.Down, n.MeasuredAt, n.MeasuredBy = &f.Up, &f.Down, proto.Int64(f.At.UnixMilli()), protocol.MeasuredByPeers
+	c.Labels = append(c.Labels, f.Labels...)
+	for len(c.Labels) > recordLabels {
+		i := slices.IndexFunc(c.Labels, ownClaim)
+		if i < 0 {
+			i = len(c.Labels) - 1
+		}
+		c.Labels = slices.Delete(c.Labels, i, i+1)
+	}
+}
+
+// recordLabels is how many labels a record has room for (discovery.md 2).
+const recordLabels = 16
+
+// ownClaim is a label that says nothing but what the node says of itself.
+func ownClaim(l *pb.Label) bool {
+	return len(l.GetIssuer()) == 0 && l.GetKey() != protocol.LabelResearch
+}
+
+// ofLine is a label that somebody has signed who has measured the line.
+func ofLine(l *pb.Label) bool {
+	return len(l.GetIssuer()) > 0 && (l.GetKey() == protocol.LabelTier || l.GetKey() == protocol.LabelPriceTier)
 }
 
 // compare tells what the record says beyond hardware, and how the node stands to the profiles of reward policies.
@@ -141,18 +177,24 @@ func (s *speaker) compare(st *Status, now time.Time) {
 	}
 	for _, p := range protocol.Profiles() {
 		all := p.Check(c)
+		for i := range all {
+			if s.line == nil && all[i].Name == "bandwidth" && !all[i].Met {
+				all[i].Fix = "let peers measure the line: gridbeam node run --measure"
+			}
+		}
 		st.Profiles = append(st.Profiles, ProfileStatus{Name: p.Name, Met: protocol.Meets(all), Requirements: all})
 	}
 }
 
-// fit leaves out what may be left out until the record has its size: the benchmark, own claims, addresses past three, device tags.
+// fit leaves out what may be left out until the record has its size: the benchmark, own claims, addresses past three,
+// device tags, labels of the line.
 func (s *speaker) fit(c *pb.Capability) ([]byte, error) {
 	for {
 		raw, err := protocol.SealCapability(s.key, c)
 		if !errors.Is(err, protocol.ErrTooLarge) {
 			return raw, err
 		}
-		claimed := slices.IndexFunc(c.Labels, func(l *pb.Label) bool { return len(l.GetIssuer()) == 0 && l.GetKey() != protocol.LabelResearch })
+		claimed, line := slices.IndexFunc(c.Labels, ownClaim), slices.IndexFunc(c.Labels, ofLine)
 		tagged := slices.IndexFunc(c.Gpus, func(g *pb.GpuGroup) bool { return len(g.DeviceTags) > 0 })
 		switch {
 		case c.Benchmark != nil:
@@ -163,6 +205,8 @@ func (s *speaker) fit(c *pb.Capability) ([]byte, error) {
 			c.Addrs = c.Addrs[:3]
 		case tagged >= 0:
 			c.Gpus[tagged].DeviceTags = nil
+		case line >= 0:
+			c.Labels = slices.Delete(c.Labels, line, line+1)
 		default:
 			return nil, err
 		}

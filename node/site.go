@@ -41,6 +41,7 @@ type site struct {
 	speaker  *speaker
 	dir      *dht.Directory
 	announce *dht.Announcer
+	line     *line // nil when it is not measured
 	gossip   *gossip
 	backends []*offered
 	gpus     *gpu.Monitor
@@ -121,6 +122,10 @@ func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 	s.speaker = s.newSpeaker(inv)
 	if err := s.newDirectory(); err != nil {
 		return s, err
+	}
+	if cfg.measures() {
+		s.line = s.newLine()
+		s.speaker.line = s.line.facts
 	}
 	host.RelaysFrom(s.relays)
 	boot, err := cfg.bootstrap()
@@ -232,17 +237,6 @@ func (s *site) observe(ctx context.Context) error {
 	w := dht.DefaultWatch()
 	w.Anchors, w.Every, w.Unseen = boot, time.Hour, s.announce.RecordChanged
 	return s.dir.Watch(ctx, w)
-}
-
-func standingOf(s dht.Standing) StandingStatus {
-	out := StandingStatus{
-		Isolated: s.Isolated, Split: s.Split, Checked: s.Seen.At, Asked: s.Seen.Asked, Found: s.Seen.Found, Heard: s.Seen.Heard,
-		Dialable: s.Seen.Dialable, ClockMs: s.Clock.Milliseconds(),
-	}
-	if problem := s.Problem(); problem != nil {
-		out.Problem = problem.Error()
-	}
-	return out
 }
 
 // release closes what build has opened.
@@ -366,7 +360,7 @@ func (s *site) run(ctx context.Context) error {
 	defer stopServing()
 	speaking, stopSpeaking := context.WithCancel(s.life)
 	defer stopSpeaking()
-	ended := make(chan error, 7) // one for each of the seven below
+	ended := make(chan error, 8) // one for each of the eight below
 	var parts sync.WaitGroup
 	part := func(f func(ctx context.Context) error, ctx context.Context) {
 		parts.Go(func() { ended <- f(ctx) })
@@ -376,6 +370,9 @@ func (s *site) run(ctx context.Context) error {
 	part(s.observe, serving)
 	part(s.roam, serving)
 	part(s.locate, serving)
+	if s.line != nil {
+		part(s.line.run, serving)
+	}
 	if s.control != nil {
 		part(func(ctx context.Context) error { return serveControl(ctx, s.control, s.node) }, serving)
 	}

@@ -3,6 +3,7 @@ package node
 import (
 	"time"
 
+	"github.com/gridbeam/gridbeam/dht"
 	"github.com/gridbeam/gridbeam/node/gpu"
 	"github.com/gridbeam/gridbeam/p2p"
 	"github.com/gridbeam/gridbeam/protocol"
@@ -59,6 +60,8 @@ type Status struct {
 	Labels []LabelStatus `json:"labels,omitempty"`
 	// Place is what its record says of where it is.
 	Place PlaceStatus `json:"place"`
+	// Line is how fast its line is.
+	Line LineStatus `json:"line"`
 	// Profiles compare it with the minimum specifications of reward policies.
 	Profiles []ProfileStatus `json:"profiles"`
 	// Directory is how many servers of the directory are known; 0 means that nobody learns of the node.
@@ -121,6 +124,17 @@ type StandingStatus struct {
 	Dialable int `json:"dialable"`
 	// ClockMs is how far others' clocks are ahead of this machine's, in ms, the median of those asked.
 	ClockMs int64 `json:"clock_ahead_ms"`
+}
+
+func standingOf(s dht.Standing) StandingStatus {
+	out := StandingStatus{
+		Isolated: s.Isolated, Split: s.Split, Checked: s.Seen.At, Asked: s.Seen.Asked, Found: s.Seen.Found, Heard: s.Seen.Heard,
+		Dialable: s.Seen.Dialable, ClockMs: s.Clock.Milliseconds(),
+	}
+	if problem := s.Problem(); problem != nil {
+		out.Problem = problem.Error()
+	}
+	return out
 }
 
 // NetworkStatus is a joined network.

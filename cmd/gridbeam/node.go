@@ -37,6 +37,7 @@ type nodeFile struct {
 	MinIsolation string   `yaml:"min_isolation"`
 	Labels       []string `yaml:"labels"`
 	Research     *bool    `yaml:"research"`
+	MeasureLine  *bool    `yaml:"measure_line"`
 	Location     location `yaml:"location"`
 }
 
@@ -85,6 +86,9 @@ const nodeFileText = `# How this machine is offered. Each line shows its default
 #location: {country: DE, subdivision: BE, precision: macro, landmarks: true}
 # false asks researchers to leave this node out of what they keep and publish.
 #research: true
+# Whether peers measure how fast this machine's line is, after the start and daily, while there is no work: 8 seconds each way
+# with each of two peers, at most 4 GiB each. Jobs that ask for bandwidth, and rewards, need it. Where all known peers are local: no.
+#measure_line: true
 `
 
 type nodeFlags struct {
@@ -98,6 +102,7 @@ type nodeFlags struct {
 	labels       []string
 	slots        int
 	mdns         bool
+	measureLine  bool
 	drain        time.Duration
 	measure      time.Duration
 	out          output
@@ -180,6 +185,7 @@ invitation that the bridge prints: gridbeam node run --join gridbeam:... A bare 
 	fl.StringArrayVar(&f.labels, "label", nil, "key=value that the record claims, or a signed label that gridbeam network label has printed; repeatable")
 	fl.StringVar(&f.region, "region", "", "where this machine is, for all to see: a region (eu), country (DE) or subdivision (DE-BE); none says nothing (default: location in "+nodeFileName+", else nothing)")
 	fl.BoolVar(&f.mdns, "mdns", true, "find peers in the local network")
+	fl.BoolVar(&f.measureLine, "measure-line", true, "let two peers measure how fast this machine's line is, daily and while there is no work: 8 s each way, at most 4 GiB each (default: unless --local)")
 	fl.BoolVar(&f.local, "local", false, "one machine or LAN: do not ask others whether this machine can be reached (default: when all known peers are local)")
 	fl.DurationVar(&f.drain, "drain", 5*time.Second, "how long running chunks may go on after Ctrl-C")
 	fl.DurationVar(&f.measure, "measure", 24*time.Hour, "measure disk, memory and processors while idle when the figures are older than this; 0 is never")
@@ -292,6 +298,7 @@ func writeNode(w io.Writer, s *node.Status) {
 		}
 	}
 	writePlace(p, &s.Place)
+	writeLine(p, &s.Line)
 	for _, n := range s.Networks {
 		p("network    %s %q", n.ID, printable(n.Name))
 	}
@@ -320,6 +327,27 @@ func writeNode(w io.Writer, s *node.Status) {
 		_ = t.Flush()
 	}
 }
+
+// writeLine says how fast the line is, and who says so.
+func writeLine(p func(string, ...any), l *node.LineStatus) {
+	switch {
+	case l.Off:
+		p("line       not measured: gridbeam node run --measure")
+		return
+	case len(l.Peers) == 0:
+		p("line       not measured yet")
+	default:
+		p("line       %s down, %s up, by the figures of %d peers", bits(l.Down), bits(l.Up), len(l.Peers))
+		for _, x := range l.Peers {
+			p("  %s down, %s up, says %s, %s ago", bits(x.Down), bits(x.Up), x.Peer, time.Since(x.At).Round(time.Minute))
+		}
+	}
+	if l.Problem != "" {
+		p("  %s", printable(l.Problem))
+	}
+}
+
+func bits(n uint64) string { return fmt.Sprintf("%.4g Mbit/s", float64(n)/1e6) }
 
 // reachText says how others reach a node.
 var reachText = map[p2p.Reachability]string{

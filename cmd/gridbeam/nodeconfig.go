@@ -50,6 +50,10 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 		f.labels = file.Labels
 	}
 	cfg.MDNS, cfg.Slots, cfg.Drain, cfg.Measure = f.mdns, f.slots, f.drain, f.measure
+	cfg.MeasureLine = file.MeasureLine
+	if c.Flags().Changed("measure-line") {
+		cfg.MeasureLine = &f.measureLine
+	}
 	if f.price != "" {
 		ask, err := protocol.ParseMoney(f.price)
 		if err != nil || ask < 0 {
