@@ -231,3 +231,15 @@ type Inventory struct {
 	// GPUs are the groups of identical devices and the devices that cannot be offered.
 	GPUs gpu.Inventory `json:"gpus"`
 }
+
+// standingOf tells what the directory's watch has found.
+func standingOf(s dht.Standing) StandingStatus {
+	out := StandingStatus{
+		Isolated: s.Isolated, Split: s.Split, Checked: s.Seen.At, Asked: s.Seen.Asked, Found: s.Seen.Found, Heard: s.Seen.Heard,
+		Dialable: s.Seen.Dialable, ClockMs: s.Clock.Milliseconds(),
+	}
+	if problem := s.Problem(); problem != nil {
+		out.Problem = problem.Error()
+	}
+	return out
+}
