@@ -126,17 +126,6 @@ type StandingStatus struct {
 	ClockMs int64 `json:"clock_ahead_ms"`
 }
 
-func standingOf(s dht.Standing) StandingStatus {
-	out := StandingStatus{
-		Isolated: s.Isolated, Split: s.Split, Checked: s.Seen.At, Asked: s.Seen.Asked, Found: s.Seen.Found, Heard: s.Seen.Heard,
-		Dialable: s.Seen.Dialable, ClockMs: s.Clock.Milliseconds(),
-	}
-	if problem := s.Problem(); problem != nil {
-		out.Problem = problem.Error()
-	}
-	return out
-}
-
 // NetworkStatus is a joined network.
 type NetworkStatus struct {
 	// ID and Name are the network file's.
