@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -193,13 +194,21 @@ func (s *boxSpec) binds(dir string) (binds []bind, options []string) {
 // below the limit makes "no space left" of what would be the end.
 func (s *boxSpec) scratch() int64 { return min(s.Limits.Disk, s.Limits.Memory/2) }
 
-// bwrapArgs is bubblewrap's command but for its name. Its descriptor 3 is the runner's, 4 tells about the sandbox.
-func (s *boxSpec) bwrapArgs(binds []bind, options []string, soft bool) ([]string, error) {
+// Descriptors of bubblewrap: the runner's socket, what it tells about the sandbox, and what it is told.
+const (
+	runnerFD  = 3
+	infoFD    = 4
+	optionsFD = 5
+)
+
+// bwrapArgs are bubblewrap's options, which it reads from optionsFD, and its arguments. The code can read the latter in
+// /proc/1/cmdline, so they name nothing of the host.
+func (s *boxSpec) bwrapArgs(binds []bind, options []string, soft bool) (hidden, shown []string, err error) {
 	size := strconv.FormatInt(s.scratch(), 10)
 	args := []string{
 		"--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--disable-userns",
 		"--die-with-parent", "--new-session", "--hostname", "gridbeam", "--uid", strconv.Itoa(insideID), "--gid", strconv.Itoa(insideID),
-		"--info-fd", "4", "--clearenv", "--cap-drop", "ALL",
+		"--info-fd", strconv.Itoa(infoFD), "--clearenv", "--cap-drop", "ALL",
 		"--proc", "/proc", "--dev", "/dev",
 	}
 	for _, place := range scratchPlaces {
@@ -237,7 +246,7 @@ func (s *boxSpec) bwrapArgs(binds []bind, options []string, soft bool) ([]string
 	}
 	raw, err := json.Marshal(order)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	args = append(args, "--remount-ro", "/", "--chdir", insideCode)
 	for name, value := range map[string]string{
@@ -245,8 +254,24 @@ func (s *boxSpec) bwrapArgs(binds []bind, options []string, soft bool) ([]string
 	} {
 		args = append(args, "--setenv", name, value)
 	}
-	args = append(args, "--", insideInit)
-	return append(append(args, s.Init[1:]...), string(raw)), nil
+	shown = append([]string{"--args", strconv.Itoa(optionsFD), "--", insideInit}, s.Init[1:]...)
+	return args, append(shown, string(raw)), nil
+}
+
+// optionsFile is a file in memory with bubblewrap's options.
+func optionsFile(options []string) (*os.File, error) {
+	fd, err := unix.MemfdCreate("options", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("making a file for bubblewrap's options: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "options")
+	if _, err = f.WriteString(strings.Join(options, "\x00") + "\x00"); err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("writing bubblewrap's options: %w", errors.Join(err, f.Close()))
+	}
+	return f, nil
 }
 
 // prepareFiles makes the sandbox's private files in its directory.

@@ -80,10 +80,15 @@ func (s *shim) start() error {
 			return err
 		}
 	}
-	args, err := s.spec.bwrapArgs(binds, options, s.group.mode == "soft")
+	hidden, args, err := s.spec.bwrapArgs(binds, options, s.group.mode == "soft")
 	if err != nil {
 		return err
 	}
+	told, err := optionsFile(hidden)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = told.Close() }()
 	c, theirs, err := newChild(&s.spec, args)
 	if err != nil {
 		return err
@@ -92,7 +97,7 @@ func (s *shim) start() error {
 	if err != nil {
 		return err
 	}
-	c.cmd.ExtraFiles = []*os.File{theirs, infoWriter}
+	c.cmd.ExtraFiles = []*os.File{runnerFD - 3: theirs, infoFD - 3: infoWriter, optionsFD - 3: told}
 	started := make(chan error)
 	s.all.Go(func() { s.hold(c, started) })
 	err = <-started

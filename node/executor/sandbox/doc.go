@@ -14,8 +14,19 @@
 //
 // Only node's wiring imports it, and the binary, for its hidden commands. It imports executor and protocol.
 //
+// A sandbox serves one tenant and one spec, and is thrown away with all that was written in it: what an input leaves behind
+// no other tenant or job ever sees. The inputs of one sandbox, which run the same code, share on purpose what a machine of
+// their own would give them: files below /tmp, /dev/shm, the code's directory and writable mounts, one user ID, and so the
+// power to end each other. The code's directory can be written, so what one changes there a later one may import. Not
+// shared: memory, arguments, results, and what is printed, each of which goes to the runner by descriptors that others can
+// neither hold nor open. What another program prints that an input starts is the exception: such a program can be looked
+// into by inputs that run at the same time, as can one that has begun a new interpreter, until it has closed its door.
+//
+// Without cgroups (soft) memory counts by what processes and files in memory have; what the kernel keeps for sockets and
+// pipes does not, nor does a file that lies in the queue of a socket and that nobody else holds, there and for the disk.
+//
 // It guarantees: code sees the host's /usr read-only, its own files and its mounts; no network, no process, no
-// socket, no other file of the host; memory, processes, disk, time and output are bounded, by cgroups where the
+// socket, no other file of the host (mountinfo names the directories that its mounts come from); memory, processes, disk, time and output are bounded, by cgroups where the
 // machine lets us make them, else by rlimits and a watchdog. It does not guarantee a kernel of its own: the level is
 // shared.
 package sandbox

@@ -286,6 +286,83 @@ func TestNoInputCanAnswerForAnother(t *testing.T) {
 	}
 }
 
+// TestTheHostsPathsAreNotNamedInside reads what each process inside says of its start. What is mounted still names, in
+// mountinfo, the directories of the host's file systems.
+func TestTheHostsPathsAreNotNamedInside(t *testing.T) {
+	b := newBackend(t, nil)
+	vol := t.TempDir()
+	task := job(t, `import os
+def f():
+    out = []
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+        for name in 'cmdline', 'environ':
+            try: out.append(open('/proc/%s/%s' % (pid, name), 'rb').read().decode(errors='replace'))
+            except OSError: pass
+    return out
+`, nil)
+	task.Mounts = []executor.Mount{{Dir: vol, Target: "/data", ReadOnly: true}}
+	want(t, b, task, protocol.ReasonDone)
+	_, result := outcomeOf(t, task, 0)
+	if !strings.Contains(result, "runner.py") {
+		t.Errorf("it saw nothing: %s", result)
+	}
+	for _, secret := range []string{b.cfg.Dir, vol, task.Function.Code, b.cfg.Init[0]} {
+		if strings.Contains(result, secret) {
+			t.Errorf("%s is named inside: %s", secret, result)
+		}
+	}
+}
+
+// TestNothingIsLeftForAnother leaves files and shared memory where all can read them and looks for them as somebody else.
+func TestNothingIsLeftForAnother(t *testing.T) {
+	modes(t, func(t *testing.T, b *Backend) {
+		first := job(t, `import os, ctypes
+L = ctypes.CDLL(None, use_errno=True)
+PLACES = '/tmp', '/dev/shm', '/mnt/code', '/dev/mqueue'
+def f(leave):
+    found = []
+    for place in PLACES:
+        try:
+            found += [place + '/' + n for n in os.listdir(place) if n.startswith('mark')]
+            if leave: open(place + '/mark', 'w').write('secret')
+        except OSError: pass
+    if L.shmget(77, 4096, 0) != -1: found.append('shm')
+    if leave: L.shmget(77, 4096, 0o1666)
+    if leave and os.fork() == 0:
+        os.setsid()
+        import time
+        time.sleep(1000)
+    return found
+`, []any{true})
+		h := start(t, b, first)
+		if out := wait(t, h); out.Reason != protocol.ReasonDone {
+			t.Fatalf("%+v", out)
+		}
+		look := func(change func(*executor.Task)) (string, bool) {
+			task := again(t, first)
+			f := *task.Function
+			task.Function = &f
+			task.Inputs = []executor.Input{{Value: "task", Args: []byte(`{"args":[false],"kwargs":{}}`), Encoding: protocol.EncodingJSON}}
+			change(&task)
+			h2 := start(t, b, task)
+			wait(t, h2)
+			_, result := outcomeOf(t, task, 0)
+			return result, sandboxOf(h) == sandboxOf(h2)
+		}
+		for name, change := range map[string]func(*executor.Task){
+			"another tenant": func(task *executor.Task) { task.Tenant = "other" }, "another job": func(task *executor.Task) { task.Function.Spec += "'" },
+		} {
+			if found, same := look(change); found != "[]" || same {
+				t.Errorf("%s finds %s, in the same sandbox: %v", name, found, same)
+			}
+		}
+		// The same job's next input does find them: doc.go says so, and it shows that this test looks in the right places.
+		if found, same := look(func(*executor.Task) {}); !same || !strings.Contains(found, "/tmp/mark") || !strings.Contains(found, "/dev/shm/mark") {
+			t.Errorf("the same job finds %s, in the same sandbox: %v", found, same)
+		}
+	})
+}
+
 // TestNothingOutlivesItsLease leaves processes behind in the ways that there are, in a sandbox that stays warm: nobody would
 // count what they compute.
 func TestNothingOutlivesItsLease(t *testing.T) {
