@@ -149,6 +149,9 @@ func (b *Bridge) Credit(ctx context.Context, _ api.Principal, req protocol.Credi
 	if err := b.running(); err != nil {
 		return protocol.Account{}, err
 	}
+	if err := protocol.CheckUser(req.User); err != nil {
+		return protocol.Account{}, err
+	}
 	now := b.cfg.Clock()
 	var x protocol.Transaction
 	var err error

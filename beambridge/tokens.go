@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -44,18 +43,13 @@ type newToken struct {
 	Created time.Time `json:"created"`
 }
 
-// userName is what a user may be called: accounts and volumes are kept under it.
-var userName = regexp.MustCompile(`^[A-Za-z0-9._+-]{1,128}$`)
-
-const userHelp = "use letters, digits and . _ + -"
-
 // CreateToken makes a bearer token of a bridge's API beside the bridge, for whoever may write its data directory:
 // the bridge takes it over at its first use, and need not run now. The answer holds the token's text, which is kept
 // nowhere. An empty user or scope of the request is refused: nobody asks here whose default it could be. It returns
 // ErrConfig.
 func CreateToken(data string, req protocol.TokenRequest, now time.Time) (protocol.NewToken, error) {
-	if !userName.MatchString(req.User) {
-		return protocol.NewToken{}, fmt.Errorf("%w: user %.80q; %s", ErrConfig, req.User, userHelp)
+	if err := protocol.CheckUser(req.User); err != nil {
+		return protocol.NewToken{}, fmt.Errorf("%w: token: %w", ErrConfig, err)
 	}
 	if err := api.CheckToken(req); err != nil {
 		return protocol.NewToken{}, fmt.Errorf("%w: token: %w", ErrConfig, err)
@@ -77,8 +71,8 @@ func CreateToken(data string, req protocol.TokenRequest, now time.Time) (protoco
 
 // NewToken makes a token with every scope for a user, who is whoever runs the bridge, and returns its text.
 func (b *Bridge) NewToken(ctx context.Context, user string) (string, error) {
-	if !userName.MatchString(user) {
-		return "", fmt.Errorf("%w: user %.80q; %s", ErrConfig, user, userHelp)
+	if err := protocol.CheckUser(user); err != nil {
+		return "", fmt.Errorf("%w: token: %w", ErrConfig, err)
 	}
 	if err := b.running(); err != nil {
 		return "", err
@@ -240,8 +234,8 @@ func (b *Bridge) MakeToken(ctx context.Context, _ api.Principal, req protocol.To
 	if err := b.running(); err != nil {
 		return protocol.NewToken{}, err
 	}
-	if !userName.MatchString(req.User) {
-		return protocol.NewToken{}, &protocol.APIError{Code: protocol.CodeBadRequest, Field: "user", Text: fmt.Sprintf("%.80q is no user", req.User), Fix: userHelp}
+	if err := protocol.CheckUser(req.User); err != nil {
+		return protocol.NewToken{}, err
 	}
 	text, row := freshToken(req.User, req.Name, req.Scopes, b.cfg.Clock())
 	_, err := ask(ctx, b.engine, func(t *turn) (struct{}, error) {

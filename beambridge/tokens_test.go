@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"net"
 	"net/http"
@@ -321,5 +322,54 @@ func TestWhatATokenHasGivenOutEndsWithIt(t *testing.T) {
 	}
 	if err := face.StillGood(t.Context(), who); !errors.Is(err, beamapi.ErrUnauthenticated) {
 		t.Errorf("after it was revoked: %v", err)
+	}
+}
+
+// Who can be given credit can be given a token, and is found by both and by Beam's face.
+func TestWhoeverHasCreditCanHaveAToken(t *testing.T) {
+	b, data := tokenBridge(t)
+	ctx := t.Context()
+	for i, user := range []string{"ann@example.com", "team:ann", "a.b_c+d-e", strings.Repeat("x", protocol.MaxUser)} {
+		a, err := b.Credit(ctx, carolsBoss, protocol.CreditRequest{User: user, AmountUUSD: 5, Source: "card", Ref: fmt.Sprint(i)})
+		if err != nil || a.User != user || a.CreditUUSD != 5 {
+			t.Errorf("credit of %q: %+v, %v", user, a, err)
+		}
+		req := protocol.TokenRequest{User: user, Scopes: []string{"jobs"}}
+		made, err := b.MakeToken(ctx, carolsBoss, req)
+		if err != nil {
+			t.Fatalf("a token of %q: %v", user, err)
+		}
+		beside, err := CreateToken(data, req, time.Now())
+		if err != nil {
+			t.Fatalf("a token of %q beside the bridge: %v", user, err)
+		}
+		own, err := b.NewToken(ctx, user)
+		if err != nil {
+			t.Fatalf("a token of %q by the bridge: %v", user, err)
+		}
+		for _, text := range []string{made.Text, beside.Text, own} {
+			who, err := b.Authorize(ctx, text)
+			if err != nil || who.User != user {
+				t.Errorf("a token of %q is %+v's, %v", user, who, err)
+			}
+			if a, err := b.Account(ctx, who); err != nil || a.CreditUUSD != 5 {
+				t.Errorf("the account of %q: %+v, %v", user, a, err)
+			}
+			if p, err := b.Beam().Tokens.Authenticate(ctx, text); err != nil || p.Workspace != user {
+				t.Errorf("the workspace of %q: %+v, %v", user, p, err)
+			}
+		}
+	}
+	for _, user := range []string{"", "..", "a b", "a/b", strings.Repeat("x", protocol.MaxUser+1)} {
+		_, credit := b.Credit(ctx, carolsBoss, protocol.CreditRequest{User: user, AmountUUSD: 5, Source: "card", Ref: "bad"})
+		_, token := b.MakeToken(ctx, carolsBoss, protocol.TokenRequest{User: user, Scopes: []string{"jobs"}})
+		_, beside := CreateToken(data, protocol.TokenRequest{User: user, Scopes: []string{"jobs"}}, time.Now())
+		_, own := b.NewToken(ctx, user)
+		for what, err := range map[string]error{"credit": credit, "token": token, "token beside the bridge": beside, "token by the bridge": own} {
+			var said *protocol.APIError
+			if !errors.As(err, &said) || said.Field != "user" || !strings.Contains(err.Error(), "ann@example.com") {
+				t.Errorf("%s of %q: %v", what, user, err)
+			}
+		}
 	}
 }

@@ -61,7 +61,6 @@ func (s *Server) account(c *call) error {
 }
 
 var (
-	creditUser   = regexp.MustCompile(`^[A-Za-z0-9._@:+-]{1,128}$`)
 	creditSource = regexp.MustCompile(`^(render|card|ach|grant/[A-Za-z0-9._-]{1,64})$`)
 	creditRef    = regexp.MustCompile(`^[!-~]{1,128}$`)
 )
@@ -75,9 +74,10 @@ func (s *Server) credit(c *call) error {
 		return err
 	}
 	c.object = req.User
+	if err := protocol.CheckUser(req.User); err != nil {
+		return err
+	}
 	switch {
-	case !creditUser.MatchString(req.User):
-		return badRequest("user", "use letters, digits and . _ @ : + -", "%.80q is no user", req.User)
 	case req.AmountUUSD < 1 || req.AmountUUSD > maxCredit:
 		return badRequest("amount_uusd", "use micro-USD: 5000000 is 5 US dollars", "%d is not within 1 and %d", req.AmountUUSD, int64(maxCredit))
 	case !creditSource.MatchString(req.Source):

@@ -59,8 +59,8 @@ func (s *Server) makeToken(c *call) error {
 	if len(req.Scopes) == 0 {
 		req.Scopes = []string{string(ScopeJobs)}
 	}
-	if !creditUser.MatchString(req.User) {
-		return badRequest("user", "use letters, digits and . _ @ : + -", "%.80q is no user", req.User)
+	if err := protocol.CheckUser(req.User); err != nil {
+		return err
 	}
 	if err := CheckToken(req); err != nil {
 		return err

@@ -28,6 +28,8 @@ func TestNobodyGivesAwayMoreThanItHas(t *testing.T) {
 		{"jobs/ann", `{"scopes":["everything"]}`, 400, "scopes"},
 		{"jobs/ann", `{"scopes":["read","read","read","read","read"]}`, 400, "scopes"},
 		{"jobs/ann", `{"user":"a b"}`, 400, "user"},
+		{"admin/root", `{"user":"ann@example.com:dev"}`, 201, ""},
+		{"admin/root", `{"user":".."}`, 400, "user"},
 		{"jobs/ann", `{"name":"` + strings.Repeat("n", 129) + `"}`, 400, "name"},
 		{"jobs/ann", `{"name":"a\u0007b"}`, 400, "name"},
 		{"jobs/ann", `{"scope":"read"}`, 400, "scope"},
