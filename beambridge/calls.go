@@ -28,6 +28,7 @@ func (t *turn) accept(j *job, c *call) {
 	j.row.Inputs = c.row.Input + 1 // written with the next change of the row; the calls say it, too
 	t.e.calls.add(c)
 	t.keepCall(c)
+	t.wake(c)
 	t.apply(j, j.tracker.Extend(j.row.Inputs))
 	t.touched[j] = struct{}{}
 	if t.e.fleet != j.fleet || j.tracker.Progress().Workers == 0 {
@@ -36,6 +37,14 @@ func (t *turn) accept(j *job, c *call) {
 				t.e.replace(j, t.now)
 			}
 		})
+	}
+}
+
+// wake tells who watches a call that it has changed, once that is durable or was undone.
+func (t *turn) wake(c *call) {
+	if ch := c.moved; ch != nil {
+		c.moved = nil
+		t.then(func(error) { close(ch) })
 	}
 }
 
@@ -57,6 +66,7 @@ func (t *turn) leased(j *job, node protocol.PeerID, l *cluster.Lease) {
 			continue // the first one is listened to, whichever ends first
 		}
 		c.row.State, c.row.Node, c.chunk, c.lease = callRunning, node, l.Range, l.ID
+		t.wake(c)
 		if c.wait != nil {
 			c.wait.hear(nil) // whoever has lost the call prints nothing more into it
 		}
@@ -184,6 +194,7 @@ func (t *turn) endCall(c *call, o protocol.InputOutcome) {
 		t.save(j)
 	}
 	t.keepCall(c)
+	t.wake(c)
 	end, lease := &callEnd{row: c.row, outcome: o, spec: c.spec}, c.lease
 	w := c.wait
 	t.then(func(err error) {

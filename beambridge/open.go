@@ -109,7 +109,16 @@ type call struct {
 	spec  *callSpec
 	chunk cluster.Range // it was leased in; empty before
 	lease protocol.LeaseID
-	wait  *waiter // who waits for it; nil when nobody does
+	wait  *waiter       // who waits for it; nil when nobody does
+	moved chan struct{} // closed with its next change; nil while nobody wants to know
+}
+
+// watch returns the channel that is closed with the call's next change.
+func (c *call) watch() <-chan struct{} {
+	if c.moved == nil {
+		c.moved = make(chan struct{})
+	}
+	return c.moved
 }
 
 // callSpec is what of a stub matters for its calls' lives.

@@ -404,6 +404,9 @@ func (e *engine) undo(ctx context.Context) error {
 		if is := e.calls.get(id); is != nil {
 			is.wait = c.wait
 		}
+		if c.moved != nil {
+			close(c.moved) // whoever watches looks again
+		}
 	}
 	e.resume()
 	return nil

@@ -624,7 +624,7 @@ type cutFile struct {
 
 func (c cutFile) Read(p []byte) (int, error) {
 	n, err := c.File.Read(p)
-	if err == io.EOF && c.why != nil {
+	if errors.Is(err, io.EOF) && c.why != nil {
 		err = c.why
 	}
 	return n, err

@@ -282,6 +282,9 @@ type Calls interface {
 	Invoke(ctx context.Context, who Principal, c Call) (Running, error)
 	// Task returns a call with its result, or ErrNotFound.
 	Task(ctx context.Context, who Principal, id string) (Task, error)
+	// Await is Task as soon as its status is another one than not; what is final is returned at once. It returns ctx's
+	// error when ctx ends before.
+	Await(ctx context.Context, who Principal, id string, not Status) (Task, error)
 	// Tasks returns the newest first without results, and how many there are in all.
 	Tasks(ctx context.Context, who Principal, f TaskFilter) ([]Task, int, error)
 	// StopTasks cancels calls; those that are over stay as they are. ErrNotFound names one that is not there.

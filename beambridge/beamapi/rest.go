@@ -25,8 +25,6 @@ import (
 const (
 	// uploadFor is how long the address of an upload is good.
 	uploadFor = 15 * time.Minute
-	// lookEvery is how often a subscriber's task is looked at.
-	lookEvery = 200 * time.Millisecond
 	// beatEvery keeps a silent stream from being cut by what is between.
 	beatEvery = 15 * time.Second
 )
@@ -300,11 +298,16 @@ func (s *Server) restTask(w http.ResponseWriter, r *http.Request, who Principal)
 
 func (s *Server) taskNow(ctx context.Context, who Principal, id string) (map[string]any, Status, error) {
 	t, err := s.bridge.Calls.Task(ctx, who, id)
+	return s.taskAs(ctx, who, &t, err)
+}
+
+// taskAs is a task with its result as REST clients read it.
+func (s *Server) taskAs(ctx context.Context, who Principal, t *Task, err error) (map[string]any, Status, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	out := restTaskOf(who, &t)
-	return out, t.Status, s.restResult(ctx, who, &t, out)
+	out := restTaskOf(who, t)
+	return out, t.Status, s.restResult(ctx, who, t, out)
 }
 
 func (s *Server) restTasks(w http.ResponseWriter, r *http.Request, who Principal) error {
@@ -367,39 +370,31 @@ func (s *Server) restSubscribe(w http.ResponseWriter, r *http.Request, who Princ
 	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-cache")
 	flush := http.NewResponseController(w)
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
-	var last Status
-	beat := s.cfg.Now()
-	for {
-		switch {
-		case status != last:
-			raw, err := json.Marshal(out)
-			if err != nil {
+	send := func() bool { // ends with the stream, or with the final status
+		raw, err := json.Marshal(out)
+		if err == nil {
+			_, err = fmt.Fprintf(w, "event: status\ndata: %s\n\n", raw)
+		}
+		return err == nil && flush.Flush() == nil && !status.Final()
+	}
+	for send() {
+		for {
+			wait, stop := context.WithTimeout(r.Context(), beatEvery)
+			t, err := s.bridge.Calls.Await(wait, who, id, status)
+			stop()
+			if err != nil && errors.Is(wait.Err(), context.DeadlineExceeded) && r.Context().Err() == nil {
+				if _, err := io.WriteString(w, ": still there\n\n"); err != nil || flush.Flush() != nil {
+					return nil
+				}
+				continue
+			}
+			if out, status, err = s.taskAs(r.Context(), who, &t, err); err != nil {
 				return nil // the stream has begun
 			}
-			last, beat = status, s.cfg.Now()
-			if _, err := fmt.Fprintf(w, "event: status\ndata: %s\n\n", raw); err != nil {
-				return nil
-			}
-		case s.cfg.Now().Sub(beat) >= beatEvery:
-			beat = s.cfg.Now()
-			if _, err := io.WriteString(w, ": still there\n\n"); err != nil {
-				return nil
-			}
-		}
-		if flush.Flush() != nil || status.Final() {
-			return nil
-		}
-		select {
-		case <-r.Context().Done():
-			return nil
-		case <-tick.C:
-		}
-		if out, status, err = s.taskNow(r.Context(), who, id); err != nil {
-			return nil
+			break
 		}
 	}
+	return nil
 }
 
 // restDeploymentOf is a deployment as REST clients read it. The JavaScript client takes it as it comes and reads

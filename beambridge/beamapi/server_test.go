@@ -151,6 +151,10 @@ func (f *fakeBridge) Task(_ context.Context, who Principal, id string) (Task, er
 	return Task{ID: "t", Status: StatusComplete, StubID: "stub-app:f", Result: []byte("12345678901234567890"), Encoding: protocol.EncodingJSON}, nil
 }
 
+func (f *fakeBridge) Await(ctx context.Context, who Principal, id string, _ Status) (Task, error) {
+	return f.Task(ctx, who, id)
+}
+
 func (f *fakeBridge) Tasks(ctx context.Context, who Principal, _ TaskFilter) ([]Task, int, error) {
 	t, err := f.Task(ctx, who, "t")
 	return []Task{t}, 7, err

@@ -80,7 +80,7 @@ var leaves = sync.Pool{New: func() any { b := make([]byte, LeafSize); return &b 
 func File(ctx context.Context, r io.Reader, put Put) (Ref, error) {
 	first := leaves.Get().(*[]byte)
 	n, err := fill(r, *first)
-	if err == io.EOF { // the usual case: one leaf, no goroutine
+	if errors.Is(err, io.EOF) { // the usual case: one leaf, no goroutine
 		defer leaves.Put(first)
 		return Leaf((*first)[:n], put)
 	}
@@ -89,14 +89,14 @@ func File(ctx context.Context, r io.Reader, put Put) (Ref, error) {
 		if i > 0 { // the first leaf is read already; its buffer may come round again
 			n, err = fill(r, *buf)
 		}
-		if n == 0 || (err != nil && err != io.EOF) || ctx.Err() != nil || h.failed() != nil {
+		if n == 0 || (err != nil && !errors.Is(err, io.EOF)) || ctx.Err() != nil || h.failed() != nil {
 			leaves.Put(buf)
 			break
 		}
 		h.add(buf, n)
 	}
 	h.wg.Wait()
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return Ref{}, err
 	}
 	if err := cmp.Or(h.failed(), ctx.Err()); err != nil {
