@@ -37,8 +37,9 @@ const keepExits = 24 * time.Hour
 
 // Backend runs functions in sandboxes of the host's Python.
 type Backend struct {
-	cfg Config
-	log *slog.Logger
+	cfg      Config
+	log      *slog.Logger
+	landlock func() int // the kernel's version
 
 	readying sync.Mutex // held while the directory is made ready
 	isReady  bool
@@ -60,7 +61,7 @@ func New(cfg Config, log *slog.Logger) (*Backend, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Backend{cfg: cfg, log: log, boxes: map[string]*box{}, runs: map[protocol.LeaseID]*run{}, ended: map[string]bool{}}, nil
+	return &Backend{cfg: cfg, log: log, landlock: landlockABI, boxes: map[string]*box{}, runs: map[protocol.LeaseID]*run{}, ended: map[string]bool{}}, nil
 }
 
 // runtimeFound is an interpreter of the host.

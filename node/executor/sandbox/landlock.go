@@ -5,6 +5,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -41,60 +42,104 @@ type landRules struct {
 	List []string `json:"list"`
 }
 
-// restrict puts the calling thread, and whatever it becomes or starts, under the rules. It needs no_new_privs.
-func (l *landRules) restrict() error {
-	abi := landlockABI()
+// landPlan is what a version of Landlock enforces.
+type landPlan struct {
+	attr  unix.LandlockRulesetAttr
+	size  uintptr  // of attr that the version knows
+	write uint64   // rights in trees that may be written
+	files uint64   // rights of files
+	lacks []string // what newer versions enforce and this one does not
+}
+
+// planLandlock decides what is enforced with a version of Landlock. Without any there is no sandbox. What a version lacks
+// the namespaces, the seccomp filter and the mounts forbid by themselves; it is the wall behind them that is missing.
+func planLandlock(abi int) (*landPlan, error) {
 	if abi < 1 {
-		return errors.New("this kernel has no Landlock")
+		return nil, errors.New("this kernel has no Landlock: run Linux 5.13 or later with CONFIG_SECURITY_LANDLOCK, and lsm=landlock,… on its command line")
 	}
-	handled := uint64(landRead | landFile | landMake | landDevices)
-	write := uint64(landRead | landFile | landMake)
-	attr := unix.LandlockRulesetAttr{}
-	size := unsafe.Sizeof(attr.Handled_access_fs)
-	if abi >= 2 {
-		handled |= unix.LANDLOCK_ACCESS_FS_REFER
-		write |= unix.LANDLOCK_ACCESS_FS_REFER
+	p := &landPlan{write: landRead | landFile | landMake, files: landFile}
+	fs := uint64(landRead | landFile | landMake | landDevices)
+	p.size = unsafe.Sizeof(p.attr.Handled_access_fs)
+	if abi >= 2 { // before, a file cannot be moved to another directory at all
+		fs |= unix.LANDLOCK_ACCESS_FS_REFER
+		p.write |= unix.LANDLOCK_ACCESS_FS_REFER
 	}
 	if abi >= 3 {
-		handled |= unix.LANDLOCK_ACCESS_FS_TRUNCATE
-		write |= unix.LANDLOCK_ACCESS_FS_TRUNCATE
+		fs |= unix.LANDLOCK_ACCESS_FS_TRUNCATE
+		p.write |= unix.LANDLOCK_ACCESS_FS_TRUNCATE
+		p.files |= unix.LANDLOCK_ACCESS_FS_TRUNCATE
+	} else {
+		p.lacks = append(p.lacks, "truncation")
 	}
 	if abi >= 4 { // no rule allows a port: no TCP at all
-		attr.Handled_access_net = unix.LANDLOCK_ACCESS_NET_BIND_TCP | unix.LANDLOCK_ACCESS_NET_CONNECT_TCP
-		size = unsafe.Offsetof(attr.Scoped)
+		p.attr.Handled_access_net = unix.LANDLOCK_ACCESS_NET_BIND_TCP | unix.LANDLOCK_ACCESS_NET_CONNECT_TCP
+		p.size = unsafe.Offsetof(p.attr.Scoped)
+	} else {
+		p.lacks = append(p.lacks, "TCP")
 	}
 	if abi >= 5 {
-		handled |= unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
+		fs |= unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
+		p.files |= unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
+	} else {
+		p.lacks = append(p.lacks, "ioctl")
 	}
 	if abi >= 6 {
-		attr.Scoped = unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL
-		size = unsafe.Offsetof(attr.Quiet_access_fs)
+		p.attr.Scoped = unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL
+		p.size = unsafe.Offsetof(p.attr.Quiet_access_fs)
+	} else {
+		p.lacks = append(p.lacks, "signals", "abstract sockets")
 	}
-	attr.Handled_access_fs = handled
-	set, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), size, 0)
+	p.attr.Handled_access_fs = fs
+	return p, nil
+}
+
+// words is what the node says of the isolation by a version of Landlock.
+func (p *landPlan) words(abi int) string {
+	if len(p.lacks) == 0 {
+		return fmt.Sprintf("landlock %d", abi)
+	}
+	return fmt.Sprintf("landlock %d (not of %s)", abi, strings.Join(p.lacks, ", "))
+}
+
+// restrict puts the calling thread, and whatever it becomes or starts, under the rules. It needs no_new_privs.
+func (l *landRules) restrict() error {
+	plan, err := planLandlock(landlockABI())
+	if err != nil {
+		return err
+	}
+	set, err := l.ruleset(plan)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(set) }()
+	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, uintptr(set), 0, 0); errno != 0 {
+		return fmt.Errorf("restricting itself by Landlock: %w", errno)
+	}
+	return nil
+}
+
+// ruleset makes the rules as far as a plan goes.
+func (l *landRules) ruleset(plan *landPlan) (int, error) {
+	set, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&plan.attr)), plan.size, 0)
 	if errno != 0 {
-		return fmt.Errorf("making a Landlock ruleset: %w", errno)
+		return -1, fmt.Errorf("making a Landlock ruleset: %w", errno)
 	}
-	defer func() { _ = unix.Close(int(set)) }()
 	for _, part := range []struct {
 		paths  []string
 		rights uint64
 	}{
 		{l.Read, landRead},
-		{l.Write, write},
-		{l.Files, (landFile | unix.LANDLOCK_ACCESS_FS_TRUNCATE | unix.LANDLOCK_ACCESS_FS_IOCTL_DEV) & handled},
+		{l.Write, plan.write},
+		{l.Files, plan.files},
 		{l.List, unix.LANDLOCK_ACCESS_FS_READ_DIR},
 	} {
 		for _, path := range part.paths {
 			if err := landAllow(int(set), path, part.rights); err != nil {
-				return err
+				return -1, errors.Join(err, unix.Close(int(set)))
 			}
 		}
 	}
-	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, set, 0, 0); errno != 0 {
-		return fmt.Errorf("restricting itself by Landlock: %w", errno)
-	}
-	return nil
+	return int(set), nil
 }
 
 func landAllow(set int, path string, rights uint64) error {

@@ -59,9 +59,10 @@ func (b *Backend) Probe(ctx context.Context) (executor.Report, error) {
 }
 
 func (b *Backend) probe(ctx context.Context) (executor.Report, error) {
-	abi := landlockABI()
-	if abi < 1 {
-		return executor.Report{}, errors.New("this kernel has no Landlock: run Linux 5.13 or later with CONFIG_SECURITY_LANDLOCK, and lsm=landlock,… on its command line")
+	abi := b.landlock()
+	plan, err := planLandlock(abi)
+	if err != nil {
+		return executor.Report{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*probeTimeout)
 	defer cancel()
@@ -86,7 +87,7 @@ func (b *Backend) probe(ctx context.Context) (executor.Report, error) {
 	}
 	report := executor.Report{
 		Backend: backendName, Level: executor.LevelShared, Runtimes: names(all),
-		Version: fmt.Sprintf("python %s cloudpickle %s, %s, landlock %d, cgroup %s", all[0].version, pickle, bareVersion(out), abi, mode),
+		Version: fmt.Sprintf("python %s cloudpickle %s, %s, %s, cgroup %s", all[0].version, pickle, bareVersion(out), plan.words(abi), mode),
 	}
 	report.Checks, err = b.selfTests(ctx)
 	return report, err
