@@ -255,7 +255,7 @@ func TestEachBodyHasItsBound(t *testing.T) {
 func TestHeadersHaveTheirBound(t *testing.T) {
 	_, addr := serve(t)
 	for n, want := range map[int]int{maxHeader - 4096: 200, maxHeader + 8192: 431} { // Go adds 4 KiB of slop
-		r, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+addr+"/api/v1/health", http.NoBody)
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/api/v1/health", http.NoBody)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -50,11 +51,8 @@ func (w *writer) int(v int64) *writer {
 }
 
 func (w *writer) long(v *big.Int) *writer {
-	b := v.Bytes()
-	var le []byte
-	for i := len(b) - 1; i >= 0; i-- {
-		le = append(le, b[i])
-	}
+	le := v.Bytes()
+	slices.Reverse(le)
 	le = append(le, 0)
 	return w.put("\x8b", string(binary.LittleEndian.AppendUint32(nil, uint32(len(le)))), string(le))
 }
