@@ -158,16 +158,26 @@ func (h *Host) Moved(ctx context.Context, call func()) error {
 	if h.libp2p == nil {
 		return ErrClosed
 	}
-	return h.follow(ctx, "gridbeam/moved", func(any) { call() }, new(event.EvtLocalAddressesUpdated), new(event.EvtLocalReachabilityChanged),
+	return h.follow(ctx, "gridbeam/moved", func(e any) {
+		h.learn(e) // watchReach may hear of it after us, and call looks at what it knows
+		call()
+	}, new(event.EvtLocalAddressesUpdated), new(event.EvtLocalReachabilityChanged),
 		new(event.EvtNATDeviceTypeChanged), new(event.EvtAutoRelayAddrsUpdated))
 }
 
 // watchReach keeps what others find out about this host.
 func (h *Host) watchReach(ctx context.Context) error {
-	return h.follow(ctx, "gridbeam/reach", func(e any) {
-		s := h.found.Load().learn(e)
-		h.found.Store(&s)
-	}, new(event.EvtLocalReachabilityChanged), new(event.EvtNATDeviceTypeChanged))
+	return h.follow(ctx, "gridbeam/reach", h.learn, new(event.EvtLocalReachabilityChanged), new(event.EvtNATDeviceTypeChanged))
+}
+
+// learn takes over what an event says of how this host is reached.
+func (h *Host) learn(e any) {
+	for {
+		old := h.found.Load()
+		if s := old.learn(e); h.found.CompareAndSwap(old, &s) {
+			return
+		}
+	}
 }
 
 // follow hands events to call until ctx ends.
