@@ -133,8 +133,12 @@ func NewAnnouncer(d *Directory, plan Schedule, source Source, seqs SeqStore, rnd
 // RecordChanged tells that the record's content has changed; a new one goes out after RecordGap.
 func (a *Announcer) RecordChanged() { poke(a.record) }
 
-// Moved tells that this peer is reached elsewhere: a new record goes out after RecordGap, the first time after BeatGap,
-// and provider keys with it, as their holders hand the addresses on.
+// soonMoves is how many records that tell of a move may go out soon after one another: a node behind a NAT learns of its
+// addresses, of its NAT and of its relay one after the other, and until the last of them nobody can ask it.
+const soonMoves = 3
+
+// Moved tells that this peer is reached elsewhere: a new record goes out after RecordGap, the first three times after
+// BeatGap, and provider keys with it, as their holders hand the addresses on.
 func (a *Announcer) Moved() { poke(a.moved) }
 
 // BeatChanged tells that state or load has changed; a heartbeat goes out after BeatGap, else at once.
@@ -183,7 +187,8 @@ func (a *Announcer) Run(ctx context.Context) error {
 type agenda struct {
 	record, provide, beat  time.Time
 	lastRecord, lastChange time.Time
-	settled                bool // behind its relay, if it needs one
+	moves                  int  // records that told of a move soon
+	moving                 bool // the next record does
 	changed                bool // the next heartbeat is brought forward
 	busy                   bool // a record or keys are being published
 }
@@ -253,10 +258,10 @@ func (n *agenda) hear(plan Schedule, record, moved, beat bool) {
 	if record {
 		n.record = earlier(n.record, n.lastRecord.Add(plan.RecordGap))
 	}
-	if moved {
+	if moved && !n.lastRecord.IsZero() { // else the first record tells
 		at := n.lastRecord.Add(plan.RecordGap)
-		if !n.settled { // a node behind a NAT gets its relay soon after its start, and until then nobody can ask it
-			at, n.settled = n.lastRecord.Add(plan.BeatGap), true
+		if n.moves < soonMoves {
+			at, n.moving = n.lastRecord.Add(plan.BeatGap), true
 		}
 		n.record, n.provide = earlier(n.record, at), earlier(n.provide, at)
 	}
@@ -272,6 +277,7 @@ func (n *agenda) job(a *Announcer, now time.Time) func(context.Context) publishe
 		return nil
 	case !now.Before(n.record):
 		n.busy, n.lastRecord, n.record = true, now, now.Add(never)
+		n.moves, n.moving = n.moves+btoi(n.moving), false
 		return func(ctx context.Context) published {
 			wait, err := a.publishRecord(ctx)
 			return published{true, wait, err}
