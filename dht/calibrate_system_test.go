@@ -90,7 +90,6 @@ func modelCalibration(t *testing.T) (c calibration) {
 		begun := time.Now()
 		w := newModelWorld(t, modelConfig{
 			seed: 5, nodes: calibrated - 3, index: 3, k: 20, oneWay: 5 * time.Millisecond, servers: true, cold: 2 * calibrated,
-			join: 10 * time.Second, // newSim starts ten a second
 		})
 		pass(calibrationWarm - time.Since(begun))
 		client := w.client()

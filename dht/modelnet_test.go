@@ -27,7 +27,8 @@ type modelConfig struct {
 	oneWay time.Duration
 	loss   float64 // share of messages that have to be sent again; of gossip, that are lost
 	// join is how long the first nodes take to come. They announce themselves in as long a time after that: else the
-	// first would have put their records and keys with servers that are not the nearest once all are there.
+	// first would have put their records and keys with servers that are not the nearest once all are there. 0: ten come a
+	// second, and announce themselves at once.
 	join  time.Duration
 	churn float64 // share of the nodes that leave in an hour, half of them killed; as many come
 	// moves is the mean time between two changes of a node's load, exponentially distributed; 0 is never.

@@ -66,17 +66,23 @@ func newModelWorld(t testing.TB, cfg modelConfig) *modelWorld {
 		n := w.newNode(func(n *modelNode) { n.index, n.withholds = true, false })
 		n.quiet = cfg.join
 		n.start(w.peers)
-		pass(time.Second) // no two of them dial each other at one moment
+		if cfg.join > 0 {
+			pass(time.Second) // no two of them dial each other at one moment
+		}
 	}
-	pass(5 * time.Second)
-	for i := range cfg.nodes { // within two minutes
+	for i := range cfg.nodes {
 		w.come(func(n *modelNode) {
 			if i < cfg.rare {
 				n.model = rareModel
 			}
 			n.quiet = max(0, time.Until(w.begun.Add(time.Duration((1+w.draw(drawLife, uint64(n.at), 8))*float64(cfg.join)))))
 		})
-		pass(max(cfg.join/2/time.Duration(cfg.nodes), time.Millisecond))
+		switch {
+		case cfg.join > 0:
+			pass(cfg.join / 2 / time.Duration(cfg.nodes))
+		case (i+cfg.index)%10 == 9: // as newSim
+			pass(time.Second)
+		}
 	}
 	pass(time.Until(w.begun.Add(2 * cfg.join)))
 	return w
