@@ -191,3 +191,27 @@ func TestDeadHoldersDoNotKeepHeartbeatsWaiting(t *testing.T) {
 		w.end()
 	})
 }
+
+func TestWhoIsSeenByAllAsksSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := ordinary(7, 30, 3)
+		cfg.moves, cfg.churn, cfg.loss = 0, 0, 0
+		w := newModelWorld(t, cfg)
+		pass(6 * time.Minute)
+		before := map[*modelNode]counts{}
+		for _, n := range w.nodes(0) {
+			before[n] = n.now()
+		}
+		pass(time.Hour)
+		for n, b := range before {
+			// Three probes and three hellos a round; in the first ones a record is new.
+			if asked := n.now().less(b).begun[flowQuery]; asked < 3*6 || asked > 6*6 {
+				t.Errorf("%d has asked %d times in an hour, 24 are meant", n.at, asked)
+			}
+			if s := n.directory().Standing(); s.Seen.Found != s.Seen.Asked || s.Seen.Asked != 3 {
+				t.Errorf("%d is found by %d of %d", n.at, s.Seen.Found, s.Seen.Asked)
+			}
+		}
+		w.end()
+	})
+}

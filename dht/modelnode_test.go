@@ -374,6 +374,9 @@ func (n *modelNode) live(d *Directory, a *Announcer, known []*modelNode, run int
 		all.Go(func() {
 			watch := DefaultWatch()
 			watch.Unseen = a.RecordChanged
+			if !n.index && !w.cfg.servers {
+				watch.Every = time.Hour // as package node
+			}
 			for _, p := range known {
 				watch.Anchors = append(watch.Anchors, peer.AddrInfo{ID: p.id, Addrs: w.addrs(p)})
 			}
