@@ -175,7 +175,7 @@ func (m *measuring) run(ctx context.Context) (*pb.MeasureResult, error) {
 	if err := control.SetDeadline(time.Now().Add(sessionTime(duration))); err != nil {
 		return nil, fmt.Errorf("setting a deadline: %w", err)
 	}
-	ups, err := m.join(ctx, granted, pb.MeasureDirection_MEASURE_DIRECTION_UP, m.send)
+	first, err := m.join(ctx, granted, pb.MeasureDirection_MEASURE_DIRECTION_DOWN, m.echo)
 	if err != nil {
 		return nil, err
 	}
@@ -183,13 +183,13 @@ func (m *measuring) run(ctx context.Context) (*pb.MeasureResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	if turn.GetDirection() != pb.MeasureDirection_MEASURE_DIRECTION_DOWN {
+	if turn.GetDirection() != pb.MeasureDirection_MEASURE_DIRECTION_UP {
 		return nil, fmt.Errorf("%w: a turn to nowhere", ErrMeasure)
 	}
-	for _, s := range ups {
+	for _, s := range first {
 		_ = s.Reset()
 	}
-	if _, err := m.join(ctx, granted, pb.MeasureDirection_MEASURE_DIRECTION_DOWN, m.echo); err != nil {
+	if _, err := m.join(ctx, granted, pb.MeasureDirection_MEASURE_DIRECTION_UP, m.send); err != nil {
 		return nil, err
 	}
 	result, err := readMeasureReply(in, func(r *pb.MeasureReply) *pb.MeasureResult { return r.GetResult() })

@@ -91,7 +91,7 @@ func reply(t *testing.T, s network.Stream, m *pb.MeasureReply) {
 func TestAServerThatLiesOrIsSilentIsNotBelieved(t *testing.T) {
 	t.Parallel()
 	granted := &pb.MeasureReply{Part: &pb.MeasureReply_Granted{Granted: &pb.MeasureGranted{Token: make([]byte, measureToken), Streams: 2, DurationMs: 50, MaxBytes: 1 << 30}}}
-	turn := &pb.MeasureReply{Part: &pb.MeasureReply_Turn{Turn: &pb.MeasureTurn{Direction: pb.MeasureDirection_MEASURE_DIRECTION_DOWN}}}
+	turn := &pb.MeasureReply{Part: &pb.MeasureReply_Turn{Turn: &pb.MeasureTurn{Direction: pb.MeasureDirection_MEASURE_DIRECTION_UP}}}
 	result := func(up, down uint64) *pb.MeasureReply {
 		return &pb.MeasureReply{Part: &pb.MeasureReply_Result{Result: &pb.MeasureResult{UpBps: up, DownBps: down}}}
 	}
