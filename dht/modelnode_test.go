@@ -39,7 +39,6 @@ type modelNode struct {
 	// What the network knows of it; guarded by w.mu.
 	up     bool
 	run    int
-	joined time.Time // its record and a heartbeat are out
 	came   time.Time
 	died   time.Time
 	killed bool

@@ -186,10 +186,9 @@ func (w *modelWorld) offered(d *Directory, n *modelNode) bool {
 
 // question is a filter with what ought to be found.
 type question struct {
-	name   string
-	where  string
-	fits   func(*modelNode) bool
-	filter *protocol.Filter
+	name  string
+	where string
+	fits  func(*modelNode) bool
 }
 
 var modelQuestions = []question{

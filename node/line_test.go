@@ -237,7 +237,7 @@ func TestARecordSaysWhatPeersMeasuredAndOwnClaimsMakeRoom(t *testing.T) {
 	}
 	s.line = nil
 	st = Status{}
-	if s.compare(&st, now); !strings.Contains(st.Profiles[0].Requirements[1].Fix, "--measure") {
+	if s.compare(&st, now); !strings.Contains(st.Profiles[0].Requirements[1].Fix, "--measure-line") {
 		t.Errorf("whom nobody measures reads %+v", st.Profiles[0].Requirements[1])
 	}
 }

@@ -179,7 +179,7 @@ func (s *speaker) compare(st *Status, now time.Time) {
 		all := p.Check(c)
 		for i := range all {
 			if s.line == nil && all[i].Name == "bandwidth" && !all[i].Met {
-				all[i].Fix = "let peers measure the line: gridbeam node run --measure"
+				all[i].Fix = "let peers measure the line: gridbeam node run --measure-line"
 			}
 		}
 		st.Profiles = append(st.Profiles, ProfileStatus{Name: p.Name, Met: protocol.Meets(all), Requirements: all})

@@ -332,7 +332,7 @@ func writeNode(w io.Writer, s *node.Status) {
 func writeLine(p func(string, ...any), l *node.LineStatus) {
 	switch {
 	case l.Off:
-		p("line       not measured: gridbeam node run --measure")
+		p("line       not measured: gridbeam node run --measure-line")
 		return
 	case len(l.Peers) == 0:
 		p("line       not measured yet")
