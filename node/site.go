@@ -325,7 +325,7 @@ func (s *site) run(ctx context.Context) error {
 	defer stopServing()
 	speaking, stopSpeaking := context.WithCancel(s.life)
 	defer stopSpeaking()
-	ended := make(chan error, 8) // one for each of the eight below
+	ended := make(chan error, 9) // one for each of the nine below
 	var parts sync.WaitGroup
 	part := func(f func(ctx context.Context) error, ctx context.Context) {
 		parts.Go(func() { ended <- f(ctx) })

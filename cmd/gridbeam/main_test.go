@@ -36,7 +36,7 @@ func TestWrongUseIsAnsweredWithOneSentenceAndCode2(t *testing.T) {
 		{[]string{"nods"}, `no command "nods" (did you mean node`},
 		{[]string{"node", "rum"}, `no command "rum" (did you mean run`},
 		{[]string{"nodes", "--where", "cpu.corse >= 1"}, "cpu.cores"},
-		{[]string{"nodes", "--via", "pigeon"}, "auto, index or dht"},
+		{[]string{"nodes", "--via", "pigeon"}, "auto, index, dht or scan"},
 		{[]string{"nodes", "--output", "xml"}, "want table, json, ndjson or csv"},
 		{[]string{"nodes"}, "say --join ADDRESS"},
 		{[]string{"nodes", "--join", "127.0.0.1:4001"}, "neither an invitation"},
