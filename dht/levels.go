@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -122,7 +124,13 @@ func (d *Directory) provide(ctx context.Context, attr string) error {
 	d.mu.Lock()
 	at := d.levels[attr]
 	d.mu.Unlock()
-	at = settle(at, func(l int) int { return d.entries(ctx, attr, bits[:l]) }, d.roll)
+	var holders []peer.ID
+	counted := -1 // the level of the key that they hold
+	at = settle(at, func(l int) (n int) {
+		n, holders = d.entries(ctx, attr, bits[:l])
+		counted = l
+		return n
+	}, d.roll)
 	d.mu.Lock()
 	d.levels[attr] = at
 	d.mu.Unlock()
@@ -130,7 +138,32 @@ func (d *Directory) provide(ctx context.Context, attr string) error {
 	if err != nil {
 		return err
 	}
-	return d.kad.Provide(ctx, key, true)
+	if counted != at.level || len(holders) == 0 {
+		return d.kad.Provide(ctx, key, true)
+	}
+	return d.announce(ctx, key, holders)
+}
+
+// announce tells holders that were looked up a moment ago that we are a provider: kad-dht would look them up again.
+func (d *Directory) announce(ctx context.Context, key cid.Cid, holders []peer.ID) error {
+	if err := d.kad.Provide(ctx, key, false); err != nil {
+		return err
+	}
+	self := peer.AddrInfo{ID: d.host.ID(), Addrs: d.host.Addrs()}
+	errs := make([]error, len(holders))
+	var all sync.WaitGroup
+	for i, h := range holders {
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, d.cfg.PutTimeout)
+			defer cancel()
+			errs[i] = d.wire.PutProviderAddrs(ctx, h, key.Hash(), self)
+		})
+	}
+	all.Wait()
+	if slices.Contains(errs, nil) {
+		return nil
+	}
+	return errs[0]
 }
 
 func (d *Directory) roll() float64 {
@@ -139,26 +172,26 @@ func (d *Directory) roll() float64 {
 	return d.rnd.Float64()
 }
 
-// entries asks one of a key's holders, at random, how many have announced themselves under it; -1 when it
-// cannot be known.
-func (d *Directory) entries(ctx context.Context, attr, bits string) int {
+// entries looks a key's holders up and asks one of them, at random, how many have announced themselves under it; -1 when
+// it cannot be known.
+func (d *Directory) entries(ctx context.Context, attr, bits string) (n int, holders []peer.ID) {
 	key, err := providerKey(attr, bits)
 	if err != nil {
-		return -1
+		return -1, nil
 	}
-	holders, err := d.kad.GetClosestPeers(ctx, string(key.Hash()))
+	holders, err = d.kad.GetClosestPeers(ctx, string(key.Hash()))
 	if err != nil || len(holders) == 0 {
-		return -1
+		return -1, nil
 	}
 	infos, _, err := d.wire.GetProviders(ctx, holders[int(d.roll()*float64(len(holders)))], key.Hash())
 	switch {
 	case errors.Is(err, msgio.ErrMsgTooLarge):
-		return 2 * splitEntries // more than is read
+		return 2 * splitEntries, holders // more than is read
 	case err != nil:
 		d.log.Debug("holder does not tell its providers", "attr", attr, "err", err)
-		return -1
+		return -1, holders
 	}
-	return len(infos)
+	return len(infos), holders
 }
 
 // Providers returns up to count peers that announced an attribute, drawn at random. It begins at the key of all

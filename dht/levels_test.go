@@ -195,7 +195,7 @@ func TestAnAttributeOfManyMovesToTheNextLevelAndIsFoundThere(t *testing.T) {
 			}
 		}
 	}
-	if n := node.dir.entries(within(t, 10*time.Second), "gpu/x", ""); n != crowd {
+	if n, _ := node.dir.entries(within(t, 10*time.Second), "gpu/x", ""); n != crowd {
 		t.Fatalf("%d entries, want %d", n, crowd)
 	}
 	eventually(t, "the node has moved", func() bool {

@@ -92,6 +92,7 @@ type lookup struct {
 	now    time.Duration
 	answer func(*modelNode, time.Duration) (stop bool, size int) // what a peer that has answered gives
 	weight int64
+	named  int // peers in the last answer that was looked at
 	kind   kadpb.Message_MessageType
 	stop   bool
 }
@@ -240,20 +241,21 @@ func (l *lookup) run() ([]*modelNode, time.Duration) {
 // heardFrom takes what a peer has answered.
 func (l *lookup) heardFrom(a *asked) {
 	closer := a.n.knows(l.key, l.k.n.w.cfg.k)
+	l.named = len(closer) - btoi(slices.Contains(closer, l.k.n))
 	for _, n := range closer {
 		l.hear(n, len(l.k.n.w.ring) <= maxModelConns)
 	}
 	l.replied(a, l.size(a))
 }
 
-// size is that of a peer's answer.
+// size is that of a peer's answer; it names as many others as the last that was used, and never the asker.
 func (l *lookup) size(a *asked) int {
 	size := 0
 	if l.answer != nil {
 		stop, more := l.answer(a.n, l.now)
 		l.stop, size = l.stop || stop, more
 	}
-	return size + kadAnswer(l.k.n.w.cfg.k)
+	return size + kadAnswer(l.named)
 }
 
 func (l *lookup) requested(a *asked) {
@@ -273,7 +275,7 @@ func (l *lookup) replied(a *asked, size int) {
 func (l *lookup) drain() {
 	for _, a := range l.way {
 		if !a.fails {
-			l.replied(a, kadAnswer(l.k.n.w.cfg.k))
+			l.replied(a, kadAnswer(l.named))
 		}
 	}
 }
@@ -321,11 +323,14 @@ func (k *modelKad) GetClosestPeers(ctx context.Context, key string) ([]peer.ID, 
 }
 
 // Provide implements kademlia.
-func (k *modelKad) Provide(ctx context.Context, key cid.Cid, _ bool) error {
+func (k *modelKad) Provide(ctx context.Context, key cid.Cid, tell bool) error {
 	w, hash := k.n.w, string(key.Hash())
 	w.mu.Lock()
 	k.n.keepProvider(hash, k.n)
 	w.mu.Unlock()
+	if !tell {
+		return nil
+	}
 	holders, _, err := k.walk(ctx, hash, kadpb.Message_FIND_NODE, nil)
 	if err != nil {
 		return err
@@ -488,7 +493,7 @@ func (n *modelNode) providers(key string, shuffle uint64) []*modelNode {
 	return out
 }
 
-// serveKad answers the single requests of the Directory: PUT_VALUE, GET_PROVIDERS and FIND_NODE.
+// serveKad answers the single requests of the Directory: PUT_VALUE, ADD_PROVIDER, GET_PROVIDERS and FIND_NODE.
 func (n *modelNode) serveKad(s network.Stream) {
 	raw, err := msgio.NewVarintReaderSize(s, maxKadReply).ReadMsg()
 	req := &kadpb.Message{}
@@ -507,6 +512,12 @@ func (n *modelNode) serveKad(s network.Stream) {
 			return
 		}
 		resp.Record = req.Record
+	case kadpb.Message_ADD_PROVIDER: // has no answer
+		if p := w.byID[from]; p != nil && n.quota.allow(from, false) {
+			n.keepProvider(string(req.Key), p)
+		}
+		w.mu.Unlock()
+		return
 	case kadpb.Message_GET_PROVIDERS:
 		for _, p := range n.providers(string(req.Key), uint64(time.Now().UnixNano())) {
 			resp.ProviderPeers = append(resp.ProviderPeers, &kadpb.Message_Peer{Id: []byte(p.id), Addrs: [][]byte{p.addr.Bytes()}})

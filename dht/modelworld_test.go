@@ -63,7 +63,7 @@ func newModelWorld(t testing.TB, cfg modelConfig) *modelWorld {
 		asked: map[string][]counts{}, took: map[string][]time.Duration{}, lateBy: map[string]time.Duration{},
 	}
 	for range cfg.index {
-		n := w.newNode(func(n *modelNode) { n.index, n.withholds = true, false })
+		n := w.newNode(func(n *modelNode) { n.index, n.withholds = true, w.cfg.withhold == 1 })
 		n.quiet = cfg.join
 		n.start(w.peers)
 		if cfg.join > 0 {
@@ -369,7 +369,7 @@ func (w *modelWorld) cold(r *modelReport) {
 	}
 	r.coldClient = time.Since(begun)
 	begun = time.Now()
-	x := w.newNode(func(n *modelNode) { n.index, n.withholds = true, false })
+	x := w.newNode(func(n *modelNode) { n.index, n.withholds = true, w.cfg.withhold == 1 })
 	x.start(w.bootstrap(x))
 	w.mu.RLock()
 	others := slices.Clone(w.peers)
