@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os/exec"
 )
 
 // measureDirectory reads the index's own benchmark: the example query among 100,000 nodes whose heartbeats come
@@ -36,4 +37,22 @@ func measureDirectory(ctx context.Context, b *bench) ([]result, error) {
 	}
 	out = append(out, measured("directory.mib", mib, 0, "heap of the index with RNP-004's 138,400 GPUs, a node each, with signed envelopes, 16,384 of them decoded"))
 	return out, b.benchProfileIfMissed(ctx, out[0], pkg, "^BenchmarkFind100k$/^issue$")
+}
+
+// measureModel runs the model of 1,000 nodes (docs/directory.md), whose test fails when it misses a goal: its figures
+// count all the same.
+func measureModel(ctx context.Context, b *bench) ([]result, error) {
+	c := exec.CommandContext(ctx, "go", "test", "-count=1", "-tags", "system", "-timeout", "30m", "-v", "-run", "^TestAModelOf1000NodesHoldsItsGoals$", "./dht")
+	c.Dir = b.root
+	out, failed := c.CombinedOutput()
+	v := parseGoBench(string(out))
+	recall, ok := v["BenchmarkModel1k recall"]
+	if !ok {
+		return nil, fmt.Errorf("the model gave no figures: %w\n%s", failed, out)
+	}
+	how := "model of 1,000 nodes with the product's code for 2 h of virtual time, 5 %% an hour of them replaced; "
+	return []result{
+		measured("directory.recall", recall, 0, how+"mean of 24 moments, the worse of a replica and of index peers"),
+		measured("directory.idle_bytes_per_s", v["BenchmarkModel1k idle-B/s"], 0, how+"mean of all nodes, the dearer way, on streams of Kademlia, queries and gossip"),
+	}, nil
 }

@@ -66,6 +66,7 @@ var measures = []measure{
 	{[]string{"dispatch.million_chunks_mib"}, measureMillion},
 	{[]string{"select.138k_ms"}, measureSelect},
 	{[]string{"directory.query_p99_ms", "directory.mib"}, measureDirectory},
+	{[]string{"directory.recall", "directory.idle_bytes_per_s"}, measureModel},
 	{[]string{"node.ready_ms"}, measureReady},
 	{[]string{"node.rss_mib", "node.idle_cpu_pct"}, measureIdle},
 	{[]string{"exec.wasm_warm_ms"}, measureExec},

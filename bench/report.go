@@ -39,6 +39,8 @@ var rows = []row{
 	{"select.138k_ms", "ms", "random choice of valid nodes", 10, false},
 	{"directory.query_p99_ms", "ms", "the same question to each record in turn", 10, false},
 	{"directory.mib", "MiB", "", 400, false},
+	{"directory.recall", "ratio", "", 0.995, true},
+	{"directory.idle_bytes_per_s", "B/s", "", 500, false},
 	{"node.ready_ms", "ms", "bare libp2p host", 1000, false},
 	{"node.rss_mib", "MiB", "bare libp2p host with the same protocols", 60, false},
 	{"node.idle_cpu_pct", "% of a core", "bare libp2p host with the same protocols", 0.5, false},

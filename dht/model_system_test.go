@@ -3,6 +3,7 @@
 package dht
 
 import (
+	"fmt"
 	"testing"
 	"time"
 )
@@ -19,6 +20,8 @@ func TestAModelOf1000NodesHoldsItsGoals(t *testing.T) {
 		recall: 0.995, visible: 2 * time.Second, killed: 90*time.Second + pollStep, left: 2 * time.Second, idle: 500,
 		ingest: 60_000, coldClient: 3 * time.Second, allPaths: 0.99, dhtAlone: 0.95,
 	}.hold(t, &r)
+	recall := min(mean(r.f.recalls["replica all"]), mean(r.f.recalls["index peers all"]))
+	fmt.Printf("BenchmarkModel1k 1 0 ns/op %f recall %f idle-B/s\n", recall, max(r.idle.sent, r.idle.received)) // bench reads it
 }
 
 func TestAModelOf10000NodesHoldsItsGoals(t *testing.T) {

@@ -202,7 +202,6 @@ type openedOnce struct {
 	mu      sync.Mutex
 	beats   map[string]*beat
 	records map[string]*record
-	opens   int // of them verified
 }
 
 // keepOpened bounds each of the two maps; what is dropped is verified again when somebody asks.
@@ -225,7 +224,7 @@ func (o *openedOnce) beat(raw []byte, author peer.ID) (*beat, error) {
 func (o *openedOnce) keepBeat(b *beat) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.opens++; len(o.beats) >= keepOpened || o.beats == nil {
+	if len(o.beats) >= keepOpened || o.beats == nil {
 		o.beats = map[string]*beat{}
 	}
 	o.beats[string(b.raw)] = b
@@ -247,7 +246,7 @@ func (o *openedOnce) capability(raw []byte, owner peer.ID, now time.Time) (*reco
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.opens++; len(o.records) >= keepOpened || o.records == nil {
+	if len(o.records) >= keepOpened || o.records == nil {
 		o.records = map[string]*record{}
 	}
 	o.records[string(r.raw)] = r

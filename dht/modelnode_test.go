@@ -41,7 +41,6 @@ type modelNode struct {
 	run    int
 	came   time.Time
 	died   time.Time
-	killed bool
 	host   *modelHost
 	table  *kbucket.RoutingTable
 	conns  []*modelNode
@@ -434,7 +433,7 @@ func (w *modelNet) gone(n *modelNode, killed bool) {
 	if !n.up {
 		return
 	}
-	n.up, n.died, n.killed = false, time.Now(), killed
+	n.up, n.died = false, time.Now()
 	w.log(map[bool]string{true: "kill", false: "leave"}[killed], n, nil)
 	cut := func() {
 		for _, o := range slices.Clone(n.conns) {
