@@ -50,7 +50,7 @@ func measureModel(ctx context.Context, b *bench) ([]result, error) {
 	if !ok {
 		return nil, fmt.Errorf("the model gave no figures: %w\n%s", failed, out)
 	}
-	how := "model of 1,000 nodes with the product's code for 2 h of virtual time, 5 %% an hour of them replaced; "
+	const how = "model of 1,000 nodes with the product's code for 2 h of virtual time, 5 %% an hour of them replaced; "
 	return []result{
 		measured("directory.recall", recall, 0, how+"mean of 24 moments, the worse of a replica and of index peers"),
 		measured("directory.idle_bytes_per_s", v["BenchmarkModel1k idle-B/s"], 0, how+"mean of all nodes, the dearer way, on streams of Kademlia, queries and gossip"),

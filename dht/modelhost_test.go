@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/event"
@@ -303,7 +304,7 @@ func (s *modelStream) arrive(f flow, request []byte) {
 	}
 	server := &modelServer{h: there, from: from, id: s.id, in: bytes.NewReader(request)}
 	handle(server)
-	if server.reset {
+	if server.reset.Load() {
 		s.answer(nil, fmt.Errorf("%w: stream was reset", errModelDead), w.way(to, from, 0))
 		return
 	}
@@ -352,7 +353,7 @@ type modelServer struct {
 	id    libprotocol.ID
 	in    io.Reader
 	out   bytes.Buffer
-	reset bool
+	reset atomic.Bool
 }
 
 func (s *modelServer) Read(b []byte) (int, error)  { return s.in.Read(b) }
@@ -362,4 +363,4 @@ func (s *modelServer) Conn() network.Conn          { return modelConn{h: s.h, re
 func (s *modelServer) Scope() network.StreamScope  { return &network.NullScope{} }
 func (s *modelServer) SetDeadline(time.Time) error { return nil }
 func (s *modelServer) Close() error                { return nil }
-func (s *modelServer) Reset() error                { s.reset = true; return nil }
+func (s *modelServer) Reset() error                { s.reset.Store(true); return nil }
