@@ -349,6 +349,8 @@ const fewMissing = 8
 func (s *survey) scan(ctx context.Context, server peer.ID, pass int) {
 	ctx, cancel := context.WithTimeout(ctx, s.plan.SweepTimeout)
 	defer cancel()
+	// One that was visited before the survey was cut off is not visited again, and nobody is connected to it.
+	s.d.host.Peerstore().AddAddrs(server, s.addrs(server), peerstore.TempAddrTTL)
 	sw := Sweep{Server: server, Pass: pass}
 	var held, missing []ScanRow
 	beats := 0
