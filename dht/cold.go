@@ -18,19 +18,29 @@ import (
 
 // findCold answers without a replica: it samples provider records and asks each node.
 func (d *Directory) findCold(ctx context.Context, query Query) ([]Candidate, Explanation, error) {
-	if err := d.up(ctx); err != nil {
+	ctx, cancel, err := d.searching(ctx)
+	if err != nil {
 		return nil, Explanation{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, d.cfg.ColdTimeout)
 	defer cancel()
-	if err := d.waitServers(ctx); err != nil {
-		return nil, Explanation{}, err
-	}
 	found := newReplica(d.cfg.MaxNodes)
 	asked, failed := d.searchCold(ctx, query, found)
 	out, ex := newAsking(query, d.now(), false).run(found)
 	ex.Tier, ex.PeersAsked, ex.PeersFailed = "cold", asked, failed
 	return out, ex, nil
+}
+
+// searching waits until somebody can be asked, and bounds a search that has no replica to answer from.
+func (d *Directory) searching(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if err := d.up(ctx); err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.ColdTimeout)
+	if err := d.waitServers(ctx); err != nil {
+		cancel()
+		return nil, nil, err
+	}
+	return ctx, cancel, nil
 }
 
 // searchCold puts what a sample of nodes says of themselves into found.

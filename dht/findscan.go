@@ -22,14 +22,11 @@ const (
 // findScan reads what servers of the directory hold, whether or not its nodes can be reached, and evaluates the
 // filter here: no index peer and no node is asked.
 func (d *Directory) findScan(ctx context.Context, query Query) ([]Candidate, Explanation, error) {
-	if err := d.up(ctx); err != nil {
+	ctx, cancel, err := d.searching(ctx)
+	if err != nil {
 		return nil, Explanation{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, d.cfg.ColdTimeout)
 	defer cancel()
-	if err := d.waitServers(ctx); err != nil {
-		return nil, Explanation{}, err
-	}
 	servers := d.someServers(ctx)
 	found := newReplica(d.cfg.MaxNodes)
 	var failures atomic.Int64

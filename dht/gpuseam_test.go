@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"reflect"
 	"testing"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/gpus"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/server"
 
+	"github.com/gridbeam/gridbeam/internal/stub"
 	nodegpu "github.com/gridbeam/gridbeam/node/gpu"
 )
 
@@ -24,14 +24,14 @@ func TestFiltersReadWhatNodesWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, d := range s.Devices {
-		unset(&d.(*server.Device).Device)
+		stub.Answer(&d.(*server.Device).Device, nvml.ERROR_NOT_SUPPORTED)
 		d.(*server.Device).GetEnforcedPowerLimitFunc = func() (uint32, nvml.Return) { return 400_000, nvml.SUCCESS }
 		d.(*server.Device).GetMaxPcieLinkGenerationFunc = func() (int, nvml.Return) { return 4, nvml.SUCCESS }
 		d.(*server.Device).GetEccModeFunc = func() (nvml.EnableState, nvml.EnableState, nvml.Return) {
 			return nvml.FEATURE_ENABLED, nvml.FEATURE_ENABLED, nvml.SUCCESS
 		}
 	}
-	unset(&s.Interface)
+	stub.Answer(&s.Interface, nvml.ERROR_NOT_SUPPORTED)
 	cfg := nodegpu.DefaultConfig()
 	cfg.Sysfs, cfg.Procfs = t.TempDir(), t.TempDir()
 	m, err := nodegpu.NewWith(s, cfg, slog.New(slog.NewTextHandler(io.Discard, nil)))
@@ -64,25 +64,5 @@ func TestFiltersReadWhatNodesWrite(t *testing.T) {
 	x.putRecord(rec, epoch)
 	if hits, _ := newAsking(Query{Filter: parsed(t, `gpu.count >= 2`), Literal: true}, epoch, false).match(x); len(hits) != 0 {
 		t.Error("a broken GPU counts")
-	}
-}
-
-// unset makes what a mock leaves unset answer NOT_SUPPORTED, where it would panic.
-func unset(mocked any) {
-	for _, f := range reflect.ValueOf(mocked).Elem().Fields() {
-		if f.Kind() != reflect.Func || !f.CanSet() || !f.IsNil() {
-			continue
-		}
-		of := f.Type()
-		f.Set(reflect.MakeFunc(of, func([]reflect.Value) []reflect.Value {
-			out := make([]reflect.Value, of.NumOut())
-			for i := range out {
-				out[i] = reflect.Zero(of.Out(i))
-				if of.Out(i) == reflect.TypeFor[nvml.Return]() {
-					out[i] = reflect.ValueOf(nvml.ERROR_NOT_SUPPORTED)
-				}
-			}
-			return out
-		}))
 	}
 }

@@ -60,14 +60,11 @@ type polled struct {
 // findIndex asks index peers of different networks and operators, and unites what they give; each envelope is
 // verified and the filter evaluated again. With ViaAuto and too few of them the nodes themselves are asked too.
 func (d *Directory) findIndex(ctx context.Context, query Query) ([]Candidate, Explanation, error) {
-	if err := d.up(ctx); err != nil {
+	ctx, cancel, err := d.searching(ctx)
+	if err != nil {
 		return nil, Explanation{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, d.cfg.ColdTimeout)
 	defer cancel()
-	if err := d.waitServers(ctx); err != nil {
-		return nil, Explanation{}, err
-	}
 	answers := d.poll(ctx, query, d.indexPeers(ctx))
 	lacking(answers, query.Seed)
 	found := newReplica(d.cfg.MaxNodes)

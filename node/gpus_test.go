@@ -4,7 +4,6 @@ package node
 
 import (
 	"log/slog"
-	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +17,7 @@ import (
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/server"
 
 	"github.com/gridbeam/gridbeam/dht"
+	"github.com/gridbeam/gridbeam/internal/stub"
 	"github.com/gridbeam/gridbeam/node/gpu"
 	"github.com/gridbeam/gridbeam/protocol"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
@@ -33,10 +33,10 @@ type fakeGPUs struct {
 // fakeMachine has n H100s that answer what a node asks of healthy ones.
 func fakeMachine(n int) *fakeGPUs {
 	f := &fakeGPUs{Server: dgxh100.NewWithGPUs(gpus.Multiple(n, gpus.H100_SXM5_80GB)...)}
-	unsupported(&f.Interface)
+	stub.Answer(&f.Interface, nvml.ERROR_NOT_SUPPORTED)
 	for i := range n {
 		d := f.Devices[i].(*server.Device)
-		unsupported(&d.Device)
+		stub.Answer(&d.Device, nvml.ERROR_NOT_SUPPORTED)
 		d.GetPciInfoFunc = func() (nvml.PciInfo, nvml.Return) { return nvml.PciInfo{Bus: uint32(i + 1)}, nvml.SUCCESS }
 		d.GetSupportedEventTypesFunc = func() (uint64, nvml.Return) { return nvml.EventTypeXidCriticalError, nvml.SUCCESS }
 		d.RegisterEventsFunc = func(uint64, nvml.EventSet) nvml.Return { return nvml.SUCCESS }
@@ -72,26 +72,6 @@ func (f *fakeGPUs) fault(i int, xid uint64) {
 	f.mu.Unlock()
 	say(i, xid)
 	synctest.Wait()
-}
-
-// unsupported makes what a mock leaves unset answer NOT_SUPPORTED, where it would panic.
-func unsupported(mocked any) {
-	for _, f := range reflect.ValueOf(mocked).Elem().Fields() {
-		if f.Kind() != reflect.Func || !f.CanSet() || !f.IsNil() {
-			continue
-		}
-		of := f.Type()
-		f.Set(reflect.MakeFunc(of, func([]reflect.Value) []reflect.Value {
-			out := make([]reflect.Value, of.NumOut())
-			for i := range out {
-				out[i] = reflect.Zero(of.Out(i))
-				if of.Out(i) == reflect.TypeFor[nvml.Return]() {
-					out[i] = reflect.ValueOf(nvml.ERROR_NOT_SUPPORTED)
-				}
-			}
-			return out
-		}))
-	}
 }
 
 func (f *fakeGPUs) into(t *testing.T) func(*Config) {

@@ -163,6 +163,11 @@ func (n *NetworkFile) Sign(root crypto.PrivKey) error {
 	if len(s.Signatures) > 2*maxRoots {
 		return bounds("network file", "signatures", "has %d entries, at most %d", len(s.Signatures), 2*maxRoots)
 	}
+	return n.keep(s)
+}
+
+// keep takes a signed form over, if it is small enough to travel.
+func (n *NetworkFile) keep(s *pb.SignedNetworkFile) error {
 	raw, err := marshal(s)
 	if err != nil {
 		return err

@@ -161,15 +161,7 @@ func (n *NetworkFile) SignLandmarks(root crypto.PrivKey) error {
 	}
 	s.ExtraSignatures = slices.DeleteFunc(s.GetExtraSignatures(), func(x *pb.RootSignature) bool { return PeerID(x.GetRoot()) == id })
 	s.ExtraSignatures = append(s.ExtraSignatures, &pb.RootSignature{Root: []byte(id), Signature: sig})
-	raw, err := marshal(s)
-	if err != nil {
-		return err
-	}
-	if len(raw) > nounNetworkFile.max {
-		return fmt.Errorf("%w: network file of %d bytes, at most %d", ErrTooLarge, len(raw), nounNetworkFile.max)
-	}
-	n.raw = raw
-	return nil
+	return n.keep(s)
 }
 
 // keepExtra takes over what an earlier form of the same network said beside its file.

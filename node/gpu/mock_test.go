@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +16,8 @@ import (
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/server"
+
+	"github.com/gridbeam/gridbeam/internal/stub"
 )
 
 // fill makes every function of a device that the mock leaves unset answer NOT_SUPPORTED, where it would panic, gives each
@@ -24,7 +25,7 @@ import (
 func fill(s *server.Server) *server.Server {
 	for i, d := range s.Devices {
 		x := d.(*server.Device)
-		fillDevice(&x.Device)
+		stub.Answer(&x.Device, nvml.ERROR_NOT_SUPPORTED)
 		mocked := x.GetNameFunc // "Mock NVIDIA A100-SXM4-40GB"
 		x.GetNameFunc = func() (string, nvml.Return) {
 			name, r := mocked()
@@ -37,25 +38,6 @@ func fill(s *server.Server) *server.Server {
 		return nvml.ConfComputeSystemState{}, nvml.ERROR_NOT_SUPPORTED
 	}
 	return s
-}
-
-func fillDevice(d *mock.Device) {
-	for _, f := range reflect.ValueOf(d).Elem().Fields() {
-		if f.Kind() != reflect.Func || !f.CanSet() || !f.IsNil() {
-			continue
-		}
-		t := f.Type()
-		f.Set(reflect.MakeFunc(t, func([]reflect.Value) []reflect.Value {
-			out := make([]reflect.Value, t.NumOut())
-			for i := range out {
-				out[i] = reflect.Zero(t.Out(i))
-				if t.Out(i) == reflect.TypeFor[nvml.Return]() {
-					out[i] = reflect.ValueOf(nvml.ERROR_NOT_SUPPORTED)
-				}
-			}
-			return out
-		}))
-	}
 }
 
 func device(s *server.Server, i int) *server.Device { return s.Devices[i].(*server.Device) }
@@ -109,7 +91,7 @@ func cut(d *server.Device, n int, procfs string) {
 		m.GetComputeInstanceIdFunc = func() (int, nvml.Return) { return 0, nvml.SUCCESS }
 		m.GetCudaComputeCapabilityFunc = func() (int, int, nvml.Return) { return 8, 0, nvml.SUCCESS }
 		m.GetArchitectureFunc = func() (nvml.DeviceArchitecture, nvml.Return) { return nvml.DEVICE_ARCH_AMPERE, nvml.SUCCESS }
-		fillDevice(m)
+		stub.Answer(m, nvml.ERROR_NOT_SUPPORTED)
 		slices = append(slices, m)
 		for at, minor := range map[string]int{fmt.Sprintf("gi%d", 7+i): 66 + 9*i, fmt.Sprintf("gi%d/ci0", 7+i): 67 + 9*i} {
 			dir := filepath.Join(procfs, "driver/nvidia/capabilities", fmt.Sprintf("gpu%d", d.Minor), "mig", at)

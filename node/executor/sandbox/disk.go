@@ -26,8 +26,12 @@ var errUncounted = errors.New("sandbox: what its files take cannot be counted")
 
 // watchDisk looks at what the sandbox's files take while it has a lease. It takes a fifth of a core at most, however many
 // files there are.
-func (s *shim) watchDisk() {
-	wait := time.NewTimer(diskEvery)
+func (s *shim) watchDisk() { s.patrol(diskEvery, 4, s.lookAtDisk) }
+
+// patrol looks at the child of the present lease every so often until the shim is over. After a look it rests so many
+// times as long as that took, but at most ten times every.
+func (s *shim) patrol(every time.Duration, rest int, look func(c *child)) {
+	wait := time.NewTimer(every)
 	defer wait.Stop()
 	for {
 		select {
@@ -43,9 +47,9 @@ func (s *shim) watchDisk() {
 		})
 		began := time.Now()
 		if c != nil {
-			s.lookAtDisk(c)
+			look(c)
 		}
-		wait.Reset(max(diskEvery, min(4*time.Since(began), 10*diskEvery)))
+		wait.Reset(max(every, min(time.Duration(rest)*time.Since(began), 10*every)))
 	}
 }
 

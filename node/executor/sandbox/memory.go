@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,27 +25,10 @@ const inodeBytes = 1024
 // watchMemory is the watchdog of memory where there are no cgroups. It takes a third of a core at most, however many
 // processes there are.
 func (s *shim) watchMemory() {
-	wait := time.NewTimer(usageEvery)
-	defer wait.Stop()
-	for {
-		select {
-		case <-wait.C:
-		case <-s.over:
-			return
-		}
-		var c *child
-		s.do(func() {
-			if s.cur != nil {
-				c = s.child
-			}
-		})
-		began := time.Now()
-		if c != nil {
-			used, err := c.memory(s.scratchMounts())
-			s.do(func() { s.judgeMemory(c, used, err) })
-		}
-		wait.Reset(max(usageEvery, min(2*time.Since(began), 10*usageEvery)))
-	}
+	s.patrol(usageEvery, 2, func(c *child) {
+		used, err := c.memory(s.scratchMounts())
+		s.do(func() { s.judgeMemory(c, used, err) })
+	})
 }
 
 // judgeMemory ends the lease if its memory is over the limit.
