@@ -70,7 +70,11 @@ func (s *Server) functionInvoke(ctx context.Context, r *connect.Request[beamwire
 		frame := &beamwire.FunctionInvokeResponse{TaskId: task, Output: rest, Done: e.Done, ExitCode: e.Exit}
 		if e.Done && e.Exit == 0 {
 			// Whatever the node calls it: the client unpickles it.
-			if text := s.judgeResult(&stub, e.Result); text != "" {
+			text, err := s.judgeResult(ctx, &stub, e.Result)
+			if err != nil {
+				return s.failure(err)
+			}
+			if text != "" {
 				frame.ExitCode, frame.Output = 1, rest+text
 			} else {
 				frame.Result = e.Result
@@ -111,15 +115,4 @@ func sendOutput(out *connect.ServerStream[beamwire.FunctionInvokeResponse], task
 		text = text[n:]
 	}
 	return text, nil
-}
-
-// judgeResult says why a result must not go to its client, which would unpickle it; empty for a good one.
-func (s *Server) judgeResult(stub *Stub, result []byte) string {
-	if len(result) > maxResult {
-		return fmt.Sprintf("gridbeam: the result has %d bytes, at most %d fit; write it to a volume\n", len(result), maxResult)
-	}
-	if err := s.cfg.Gate(result, stub.ResultAllow, stub.ResultAny); err != nil {
-		return "gridbeam: " + err.Error() + "\n"
-	}
-	return ""
 }

@@ -279,7 +279,11 @@ func (s *Server) restResult(ctx context.Context, who Principal, t *Task, out map
 		if err != nil && !errors.Is(err, ErrNotFound) { // one that was forgotten allowed nothing beyond what is always good
 			return err
 		}
-		if text := s.judgeResult(&stub, t.Result); text != "" {
+		text, err := s.judgeResult(ctx, &stub, t.Result)
+		if err != nil {
+			return err
+		}
+		if text != "" {
 			refused(text)
 			return nil
 		}

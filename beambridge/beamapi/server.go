@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -66,6 +67,7 @@ type Server struct {
 	log    *slog.Logger
 	mux    *http.ServeMux
 	secret [32]byte // signs the addresses of uploads
+	judges judges
 
 	mu    sync.Mutex
 	bads  map[netip.Prefix]*failures
@@ -88,7 +90,7 @@ func New(cfg Config, bridge Bridge, log *slog.Logger) (*Server, error) {
 			return nil, fmt.Errorf("%w: %s is missing", ErrConfig, name)
 		}
 	}
-	s := &Server{cfg: cfg, bridge: bridge, log: log, mux: http.NewServeMux(), bads: map[netip.Prefix]*failures{}, goods: map[[sha256.Size]byte]time.Time{}}
+	s := &Server{cfg: cfg, bridge: bridge, log: log, judges: newJudges(runtime.GOMAXPROCS(0)), mux: http.NewServeMux(), bads: map[netip.Prefix]*failures{}, goods: map[[sha256.Size]byte]time.Time{}}
 	_, _ = rand.Read(s.secret[:]) // never fails
 	s.routes()
 	return s, nil
