@@ -211,7 +211,7 @@ func (h *Host) newPubSub(ctx context.Context) (*pubsub.PubSub, error) {
 
 	gater := pubsub.NewPeerGaterParams(0.33, pubsub.ScoreParameterDecay(2*time.Minute), pubsub.ScoreParameterDecay(time.Hour))
 	seen := newReplay()
-	ps, err := pubsub.NewGossipSub(ctx, h.libp2p,
+	ps, err := pubsub.NewGossipSub(ctx, gossipHost{h.libp2p, h.subs},
 		pubsub.WithGossipSubParams(params),
 		pubsub.WithFloodPublish(true),
 		pubsub.WithMessageSignaturePolicy(pubsub.StrictSign),

@@ -23,6 +23,8 @@ type subscriptions struct {
 	mu      sync.Mutex
 	peers   map[peer.ID]map[string]struct{}
 	members map[string]func(peer.ID) bool
+
+	carriers carriers
 }
 
 var _ pubsub.SubscriptionFilter = (*subscriptions)(nil)
@@ -94,11 +96,12 @@ func (s *subscriptions) forget(p peer.ID) {
 	delete(s.peers, p)
 }
 
-// notifiee forgets peers when their last connection closes. When another connection stays, that one is closed too: a
-// peer that was killed and came back is known by its new connection, and then the old one is found dead. The router
-// drops what the peer had subscribed to, for good, and to reset a stream would only make the peer's router drop what
-// we have subscribed to. Without any connection both begin anew, each by saying what it hears; whoever keeps the
-// other dials again at once.
+// notifiee forgets peers when their last connection closes. When gossip went over a connection that closes and another
+// one stays, that one is closed too: a peer that was killed and came back is known by its new connection, and then the
+// old one is found dead. The router drops what the peer had subscribed to, for good, and to reset a stream would only
+// make the peer's router drop what we have subscribed to. Without any connection both begin anew, each by saying what it
+// hears; whoever keeps the other dials again at once. A connection that gossip did not use takes nothing with it: peers
+// that test whether we can be dialled make one and end it, and a relayed one ends when a direct one has come about.
 func (s *subscriptions) notifiee() network.Notifiee {
 	return &network.NotifyBundle{
 		ConnectedF: func(n network.Network, c network.Conn) {
@@ -108,14 +111,18 @@ func (s *subscriptions) notifiee() network.Notifiee {
 				}
 			}
 		},
-		DisconnectedF: func(n network.Network, c network.Conn) {
-			id := c.RemotePeer()
-			if n.Connectedness(id) != network.Connected {
-				s.forget(id)
-				return
-			}
-			go func() { _ = n.ClosePeer(id) }() // it may have left meanwhile
-		},
+		DisconnectedF: func(n network.Network, c network.Conn) { s.ended(n, c, s.carriers.drop(c)) },
+	}
+}
+
+// ended does what follows from a connection's end; carried says whether gossip went over it.
+func (s *subscriptions) ended(n network.Network, c network.Conn, carried bool) {
+	id := c.RemotePeer()
+	switch {
+	case n.Connectedness(id) != network.Connected:
+		s.forget(id)
+	case carried:
+		go func() { _ = n.ClosePeer(id) }() // it may have left meanwhile
 	}
 }
 
