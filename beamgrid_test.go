@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -59,6 +60,57 @@ type beamGrid struct {
 	space string   // network namespace in which programs start, empty for the machine's own
 }
 
+// newGrid has a directory and the program, and ends what is started in it.
+func newGrid(t testing.TB) *beamGrid {
+	t.Helper()
+	exe, err := gridbeamProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &beamGrid{TB: t, dir: t.TempDir(), exe: exe}
+	t.Cleanup(func() {
+		all := append(slices.Clone(g.nodes), g.bridge)
+		for _, d := range all {
+			if d != nil {
+				g.stop(d)
+			}
+		}
+		g.endOrphans()
+		if !t.Failed() {
+			return
+		}
+		for _, d := range all {
+			if d != nil {
+				b, _ := os.ReadFile(d.log)
+				t.Logf("log of %s ends:\n%s", d.name, b[max(0, len(b)-6000):])
+			}
+		}
+	})
+	return g
+}
+
+// sweepJob writes a job of two inputs that reads the volume digits, with more at its end, and returns its file.
+func (g *beamGrid) sweepJob(more string) string {
+	g.Helper()
+	wasm := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", filepath.Join(g.dir, "sweep.wasm"), "./examples/sweep")
+	wasm.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0")
+	if out, err := wasm.CombinedOutput(); err != nil {
+		g.Fatalf("%v\n%s", err, out)
+	}
+	job := filepath.Join(g.dir, "job.yaml")
+	if err := os.WriteFile(job, []byte(`
+name: sweep
+kind: map
+run: {wasm: sweep.wasm, command: [sweep, --data, /data, --config, "{input}"]}
+inputs: {grid: {lr: [0.05], hidden: [16], epochs: [2], seed: [1, 2]}}
+volumes: [{name: digits, at: /data, mode: ro}]
+`+more), 0o600); err != nil {
+		g.Fatal(err)
+	}
+	g.gridbeam("volume", "import", "digits", filepath.Join("examples", "sweep", "data"))
+	return job
+}
+
 // newBeamGrid starts a bridge and nodes that run functions. Where the machine has no sandbox it skips, and says what
 // is missing.
 func newBeamGrid(t testing.TB, nodes int) *beamGrid {
@@ -68,27 +120,7 @@ func newBeamGrid(t testing.TB, nodes int) *beamGrid {
 			t.Skipf("functions need %s: apt-get install bubblewrap python3 python3-cloudpickle", path)
 		}
 	}
-	exe, err := gridbeamProgram()
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &beamGrid{TB: t, dir: t.TempDir(), exe: exe}
-	t.Cleanup(func() {
-		for _, d := range append(append([]*daemon{}, g.nodes...), g.bridge) {
-			if d != nil {
-				g.stop(d)
-			}
-		}
-		g.endOrphans()
-		if t.Failed() {
-			for _, d := range append(append([]*daemon{}, g.nodes...), g.bridge) {
-				if d != nil {
-					b, _ := os.ReadFile(d.log)
-					t.Logf("log of %s ends:\n%s", d.name, b[max(0, len(b)-6000):])
-				}
-			}
-		}
-	})
+	g := newGrid(t)
 	g.args = []string{
 		"bridge", "run", "--data", filepath.Join(g.dir, "bridge"), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--listen", "/ip4/127.0.0.1/tcp/0",
 		"--api", "127.0.0.1:0", "--beam", "127.0.0.1:0", "--mdns=false", "--api-rate", "0",

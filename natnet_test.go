@@ -124,10 +124,6 @@ table ip wall {
 // itself that it lives and measures the way to it, and the bridge gives it a job with a volume.
 func TestD3_ANodeBehindANATIsFoundAskedAndPutToWork(t *testing.T) {
 	net := newInternet(t)
-	exe, err := gridbeamProgram()
-	if err != nil {
-		t.Fatal(err)
-	}
 	net.host("bridge")
 	others := []string{"one", "two"}
 	for _, name := range others {
@@ -136,20 +132,7 @@ func TestD3_ANodeBehindANATIsFoundAskedAndPutToWork(t *testing.T) {
 	net.host("stranger")
 	net.home("home")
 
-	g := &beamGrid{TB: t, dir: t.TempDir(), exe: exe}
-	t.Cleanup(func() {
-		all := append(g.nodes, g.bridge)
-		for _, d := range all {
-			if d != nil {
-				g.stop(d)
-			}
-		}
-		for _, d := range all {
-			if b, _ := os.ReadFile(d.log); t.Failed() {
-				t.Logf("log of %s ends:\n%s", d.name, b[max(0, len(b)-4000):])
-			}
-		}
-	})
+	g := newGrid(t)
 	in := func(space string) { g.space = net.prefix + space }
 	in("bridge")
 	g.args = []string{"bridge", "run", "--data", filepath.Join(g.dir, "bridge"), "--public", "--api", "127.0.0.1:0", "--beam", "", "--mdns=false"}
@@ -204,23 +187,7 @@ func TestD3_ANodeBehindANATIsFoundAskedAndPutToWork(t *testing.T) {
 	}
 
 	in("bridge")
-	wasm := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", filepath.Join(g.dir, "sweep.wasm"), "./examples/sweep")
-	wasm.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0")
-	if out, err := wasm.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	job := filepath.Join(g.dir, "job.yaml")
-	if err := os.WriteFile(job, []byte(`
-name: at-home
-kind: map
-run: {wasm: sweep.wasm, command: [sweep, --data, /data, --config, "{input}"]}
-inputs: {grid: {lr: [0.05], hidden: [16], epochs: [2], seed: [1, 2]}}
-volumes: [{name: digits, at: /data, mode: ro}]
-placement: {where: 'node.reachability != "public"'}
-`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	g.gridbeam("volume", "import", "digits", filepath.Join("examples", "sweep", "data"))
+	job := g.sweepJob("placement: {where: 'node.reachability != \"public\"'}\n")
 	if out := g.gridbeam("job", "submit", job, "--wait"); !strings.Contains(out, "2 of 2") {
 		t.Errorf("the job says:\n%s", out)
 	}

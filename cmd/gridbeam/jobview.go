@@ -23,16 +23,22 @@ func usd(micro int64) string {
 	return text
 }
 
+// counted is "1 node" or "2 nodes".
+func counted[N ~int | ~uint32 | ~uint64 | ~int64](n N, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}
+
 // jobLine is where a job stands, in one line.
 func jobLine(s *protocol.JobStatus) string {
 	parts := []string{string(s.State)}
 	if s.ChunksRunning > 0 {
-		parts = append(parts, fmt.Sprintf("%d chunks given out", s.ChunksRunning))
+		parts = append(parts, counted(s.ChunksRunning, "chunk")+" given out")
 	}
-	if n := members(s); n == 1 {
-		parts = append(parts, "on 1 node")
-	} else if n > 1 {
-		parts = append(parts, fmt.Sprintf("on %d nodes", n))
+	if n := members(s); n > 0 {
+		parts = append(parts, "on "+counted(n, "node"))
 	}
 	if len(s.Retried) > 0 {
 		parts = append(parts, fmt.Sprintf("%d given out again", len(s.Retried)))

@@ -302,7 +302,7 @@ func writeNode(w io.Writer, s *node.Status) {
 	for _, n := range s.Networks {
 		p("network    %s %q", n.ID, printable(n.Name))
 	}
-	p("directory  %d peers keep its record", s.Directory)
+	p("directory  its record is kept by %s", counted(s.Directory, "peer"))
 	writeStanding(p, &s.Standing)
 	for _, b := range s.Bridges {
 		state := "away"
@@ -337,7 +337,7 @@ func writeLine(p func(string, ...any), l *node.LineStatus) {
 	case len(l.Peers) == 0:
 		p("line       not measured yet")
 	default:
-		p("line       %s down, %s up, by the figures of %d peers", bits(l.Down), bits(l.Up), len(l.Peers))
+		p("line       %s down, %s up, by the figures of %s", bits(l.Down), bits(l.Up), counted(len(l.Peers), "peer"))
 		for _, x := range l.Peers {
 			p("  %s down, %s up, says %s, %s ago", bits(x.Down), bits(x.Up), x.Peer, time.Since(x.At).Round(time.Minute))
 		}
