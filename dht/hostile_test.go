@@ -3,8 +3,10 @@ package dht
 import (
 	"context"
 	"io"
+	"math"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -46,6 +48,7 @@ func (h *simHost) evil(ctx context.Context, d *Directory, gossip *simGossip) {
 		return
 	}
 	d.host.SetStreamHandler(protocol.ProtoKad, func(s network.Stream) { h.lie(d, s) })
+	d.host.SetStreamHandler(protocol.ProtoScan, holdsNothing)
 	rnd := rand.New(rand.NewPCG(uint64(h.at), 666))
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
@@ -161,6 +164,45 @@ func (h *simHost) falseRecord(owner peer.ID) *recpb.Record {
 	return nil
 }
 
+// crawl surveys the network, of whose servers a fifth scan as if they held nothing, and holds the estimate against the truth.
+func (w *simWorld) crawl(d *Directory) {
+	w.t.Helper()
+	plan := DefaultSurveyPlan()
+	plan.Listen = 0
+	f := NewFindings()
+	if err := d.Survey(w.t.Context(), plan, w.boot[:1], f, func(SurveyEvent) {}); err != nil {
+		w.t.Fatal(err)
+	}
+	honest, seen, scanned, false_ := w.honest(), 0, 0, 0
+	for _, r := range f.Records() {
+		if honest[r.Peer] == nil { // what a hostile one says of itself is signed, and its own affair
+			continue
+		}
+		w.mu.Lock()
+		if !w.signed[string(r.Raw)] {
+			false_++
+		}
+		w.mu.Unlock()
+		seen++
+		if slices.Contains(r.Via, ViaScan) {
+			scanned++
+		}
+	}
+	withheld := 0
+	for _, s := range f.Sweeps() {
+		if len(s.Held) == 0 {
+			withheld++
+		}
+	}
+	c, all := f.Coverage(), float64(len(honest))
+	truth := float64(scanned) / all
+	w.t.Logf("a crawl: %d of %d servers give nothing; of %d nodes %d are seen, %d by scans, %d records are false; coverage is estimated at %.3f (%.3f to %.3f), by scans alone it is %.3f",
+		withheld, len(f.Sweeps()), len(honest), seen, scanned, false_, c.Share(), c.ShareLow(), c.ShareHigh(), truth)
+	if float64(seen) < 0.99*all || float64(scanned) < 0.95*all || false_ > 0 || math.Abs(c.Share()-truth) > 0.05 || 10*withheld < len(f.Sweeps()) {
+		w.t.Error("the crawl is not as docs/research.md says")
+	}
+}
+
 func heapMiB() float64 {
 	runtime.GC()
 	var m runtime.MemStats
@@ -207,6 +249,7 @@ func TestANetworkWithHostileServersFindsItsNodesThroughChurnAndPartition(t *test
 			t.Logf("%s: %d nodes, all paths %d, DHT alone %d, replica %d", when, len(want), len(all), len(alone), len(own))
 		}
 		judge("at rest")
+		w.crawl(client)
 
 		n := len(w.hosts)
 		gone := []int{n - 1, n - 2, n - 3}
