@@ -197,6 +197,9 @@ func (f *nodesFlags) run(c *cobra.Command) error {
 		}
 		if f.explain {
 			explainFind(c.ErrOrStderr(), ex.Explanation)
+			if ex.idle > 0 {
+				_, _ = fmt.Fprintf(c.ErrOrStderr(), "  %s of those that match, such as bridges, offer no work: --all lists them\n", counted(ex.idle, "peer"))
+			}
 			explainRegions(c.ErrOrStderr(), ex.checks)
 		}
 		if len(rows) == 0 {
@@ -227,7 +230,7 @@ func (f *nodesFlags) ask(c *cobra.Command, use func(context.Context, *dht.Direct
 
 // find asks once; the rows are in the order of --sort.
 func (f *nodesFlags) find(ctx context.Context, d *dht.Directory, query dht.Query) ([]nodeRow, found, error) {
-	nodes, ex, err := f.workers(ctx, d, query)
+	nodes, idle, ex, err := f.workers(ctx, d, query)
 	if err != nil {
 		return nil, found{Explanation: ex}, err
 	}
@@ -254,31 +257,35 @@ func (f *nodesFlags) find(ctx context.Context, d *dht.Directory, query dht.Query
 	slices.SortFunc(rows, func(a, b nodeRow) int {
 		return cmp.Or(orders[f.sort](&a, &b), strings.Compare(a.PeerID, b.PeerID))
 	})
-	return rows, found{ex, checks}, nil
+	return rows, found{ex, checks, idle}, nil
 }
 
 // found is how an answer came about.
 type found struct {
 	dht.Explanation
 	checks map[protocol.PeerID]dht.RegionCheck
+	idle   int // peers that match and offer no work
 }
 
 // workers asks for nodes, and for more while bridges and other peers that only serve the directory stand among those that
-// the limit let through.
-func (f *nodesFlags) workers(ctx context.Context, d *dht.Directory, query dht.Query) ([]dht.Candidate, dht.Explanation, error) {
-	if f.all || f.limit == 0 {
-		found, ex, err := d.Find(ctx, query)
-		if !f.all {
-			found = slices.DeleteFunc(found, func(c dht.Candidate) bool { return !offersWork(c.Capability) })
-		}
-		return found, ex, err
+// the limit let through; idle is how many of these it has left out.
+func (f *nodesFlags) workers(ctx context.Context, d *dht.Directory, query dht.Query) (out []dht.Candidate, idle int, ex dht.Explanation, err error) {
+	if !f.all && f.limit > 0 {
+		query.Limit = f.limit + 3
 	}
-	for query.Limit = f.limit + 3; ; query.Limit *= 2 {
-		found, ex, err := d.Find(ctx, query)
-		whole := len(found) < query.Limit
-		found = slices.DeleteFunc(found, func(c dht.Candidate) bool { return !offersWork(c.Capability) })
-		if err != nil || whole || len(found) >= f.limit {
-			return found[:min(len(found), f.limit)], ex, err
+	for ; ; query.Limit *= 2 {
+		out, ex, err = d.Find(ctx, query)
+		if f.all {
+			return out, 0, ex, err
+		}
+		all := len(out)
+		out = slices.DeleteFunc(out, func(c dht.Candidate) bool { return !offersWork(c.Capability) })
+		idle = all - len(out)
+		switch {
+		case f.limit == 0:
+			return out, idle, ex, err
+		case err != nil || all < query.Limit || len(out) >= f.limit:
+			return out[:min(len(out), f.limit)], idle, ex, err
 		}
 	}
 }
@@ -469,6 +476,9 @@ func nodeColumns(rtt bool) []column[nodeRow] {
 		columns = append(columns, column[nodeRow]{"RTT", func(r *nodeRow) string {
 			if r.RTT == nil {
 				return "-"
+			}
+			if *r.RTT < 0.1 {
+				return "<0.1 ms"
 			}
 			return fmt.Sprintf("%.1f ms", *r.RTT)
 		}})
