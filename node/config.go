@@ -99,6 +99,9 @@ type Config struct {
 	Measure time.Duration
 	// GPUs makes what reads and follows the GPUs. Default nil: gpu.New.
 	GPUs func(gpu.Config, *slog.Logger) (*gpu.Monitor, error)
+	// GPUProof begins the command line of the child process in which a GPU computes before it is offered, first and after
+	// anything was wrong with it: it calls gpu.RunProof. Default nil: GPUs are not tested, a minute of quiet brings them back.
+	GPUProof []string
 	// Clock tells the time, with its monotonic reading. Default time.Now.
 	Clock func() time.Time
 }

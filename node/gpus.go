@@ -72,6 +72,9 @@ func (s *site) newMonitor() (err error) {
 	c.Changed = func() { poke(s.gpuMoved) }
 	c.Busy = func(uuid string) bool { return s.book != nil && s.book.hasLease(uuid) }
 	c.JobFault = func(uuid string, xid uint64) { s.book.blame(uuid, xid) }
+	if len(s.cfg.GPUProof) > 0 {
+		c.Prove = gpu.NewProver(s.cfg.GPUProof, "").Prove
+	}
 	open := s.cfg.GPUs
 	if open == nil {
 		open = gpu.New
@@ -188,7 +191,7 @@ func (s *speaker) groups(inv *gpu.Inventory, now time.Time) (out []*pb.GpuGroup,
 		cluster := ""
 		for k := range inv.Devices {
 			d := &inv.Devices[k]
-			settled := now.Sub(d.Since) >= recordDelay || d.Since.Before(s.started.Add(recordDelay/4))
+			settled := now.Sub(d.Since) >= recordDelay || d.Health != gpu.Untested && d.Since.Before(s.started.Add(recordDelay/4))
 			switch {
 			case d.Group != i || len(members) >= maxInGroup:
 				continue

@@ -75,6 +75,9 @@ func nameless(inv Inventory) Inventory {
 			s.Parent = ""
 			d.Slice = &s
 		}
+		if d.Proof != nil { // its words may name a place on this machine
+			d.Proof = &gpu.Proof{Verdict: d.Proof.Verdict, Bytes: d.Proof.Bytes, At: d.Proof.At, TookMs: d.Proof.TookMs}
+		}
 		if d.Now != nil {
 			now := *d.Now
 			now.Processes = nil

@@ -24,6 +24,10 @@ import (
 func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error) {
 	cfg := node.DefaultConfig(dir)
 	cfg.Version = version
+	var err error
+	if cfg.GPUProof, err = proofLine(); err != nil {
+		return cfg, err
+	}
 	file, err := readNodeFile(filepath.Join(dir, nodeFileName))
 	if err != nil {
 		return cfg, err

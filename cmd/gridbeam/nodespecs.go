@@ -131,6 +131,11 @@ func writeGPUs(p func(string, ...any), inv *gpu.Inventory, s *node.Selling) {
 		p("  not sold: %s", printable(problem.What))
 		p("    fix: %s", printable(problem.Fix))
 	}
+	for i := range inv.Devices {
+		if d := &inv.Devices[i]; d.Proof != nil && d.Proof.Verdict == gpu.Unable {
+			p("  not tested: %s: %s", printable(d.String()), printable(d.Proof.Why))
+		}
+	}
 	for _, other := range inv.Others {
 		p("  not offered, only NVIDIA's are: %s", printable(other))
 	}
@@ -157,7 +162,22 @@ func writeDevice(p func(string, ...any), inv *gpu.Inventory, d *gpu.Device) {
 		}
 		facts = append(facts, now.Throttle...)
 	}
+	if d.Proof != nil {
+		facts = append(facts, proofText(d.Proof))
+	}
 	p("  %s: %s; %s", printable(d.String()), d.Health, printable(strings.Join(append(facts, d.Notes...), ", ")))
+}
+
+// proofText says what came of having a GPU compute.
+func proofText(p *gpu.Proof) string {
+	text := map[gpu.Verdict]string{gpu.Passed: "passed its test", gpu.Failed: "failed its test", gpu.Unable: "cannot be tested"}[p.Verdict]
+	if p.Verdict != gpu.Passed && p.Why != "" {
+		text += " (" + p.Why + ")"
+	}
+	if !p.Again.IsZero() {
+		text += ", again at " + p.Again.Local().Format(time.TimeOnly)
+	}
+	return text
 }
 
 func writeProfiles(w io.Writer, all []node.ProfileStatus) {
@@ -226,7 +246,7 @@ func measureNode(c *cobra.Command) (node.Measured, error) {
 func nodeGPUCommand() *cobra.Command {
 	forget := &cobra.Command{
 		Use: "clear GPU", Short: "A GPU that faulted three times in a day is good again", Args: exactArgs("GPU"),
-		Long: `Forgets the faults of a GPU, by its UUID or its number in gridbeam node specs: after a minute without a new one it is offered again.`,
+		Long: `Forgets the faults of a GPU, by its UUID or its number in gridbeam node specs: after a minute without a new one, and a test that it passes, it is offered again.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			control, err := dialNode(c)
 			if err != nil {
@@ -240,7 +260,7 @@ func nodeGPUCommand() *cobra.Command {
 			if err := control.ClearGPU(c.Context(), uuid); err != nil {
 				return notRunning(err)
 			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "%s is offered again after a minute without faults\n", uuid)
+			_, err = fmt.Fprintf(c.OutOrStdout(), "%s is offered again after a minute without faults and a test that it passes\n", uuid)
 			return err
 		},
 	}
