@@ -103,6 +103,9 @@ func (f *findings) machine(s *Status) {
 	case s.Selling.Units == 0 && len(s.Selling.Unsold) == 0:
 		f.add(OK, "gpu", "", "there is none: the node sells CPU")
 	}
+	if s.Selling.Withheld != "" {
+		f.add(Failure, "cpu", "mend the GPUs; or "+offerSwitch, "the processors are not offered: none of the machine's %d GPUs is in order", s.Selling.Units)
+	}
 	f.tests(&inv.GPUs)
 }
 
@@ -231,6 +234,6 @@ func Examine(ctx context.Context, cfg Config, backends []Backend, log *slog.Logg
 	}
 	m.Prove(ctx)
 	s.Inventory.GPUs = m.Inventory()
-	s.Selling = sellingOf(&s.Inventory.GPUs, barsGPUs(proven))
+	s.Selling = sellingOf(&s.Inventory.GPUs, barsGPUs(proven), cfg.OfferCPU)
 	return s, nil
 }

@@ -48,6 +48,7 @@ func TestEachFaultOfANodeIsFoundWithItsFix(t *testing.T) {
 		{"broken GPU", func(s *Status) {
 			s.Selling = Selling{Sellable: 1, Units: 2, Unsold: []gpu.Problem{{What: "GPU 1 fell off the bus", Fix: "reboot"}}}
 		}, "gpu", Failure, "GPU 1 fell off the bus"},
+		{"broken GPUs alone", func(s *Status) { s.Selling = Selling{Units: 2, Withheld: "x"} }, "cpu", Failure, "processors are not offered: none of the machine's 2 GPUs"},
 		{"untested GPU", func(s *Status) {
 			s.Inventory.GPUs.Devices[1].Proof = &gpu.Proof{Verdict: gpu.Unable, Why: "no libcuda.so.1"}
 		}, "gpu-test", Warning, "cannot be tested: no libcuda.so.1; a minute of quiet alone"},

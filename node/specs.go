@@ -56,7 +56,7 @@ func ReadSpecs(ctx context.Context, cfg Config, log *slog.Logger) (Specs, error)
 	now := cfg.Clock()
 	s := &speaker{inv: inv, started: now}
 	c := s.machine(&inv, now)
-	out := Specs{Version: cfg.Version, At: now.UTC(), Machine: nameless(inv), Selling: sellingOf(&inv.GPUs, "")}
+	out := Specs{Version: cfg.Version, At: now.UTC(), Machine: nameless(inv), Selling: sellingOf(&inv.GPUs, "", cfg.OfferCPU)}
 	for _, p := range protocol.Profiles() {
 		all := p.Check(c)
 		out.Profiles = append(out.Profiles, ProfileStatus{Name: p.Name, Met: protocol.Meets(all), Requirements: all})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -64,6 +65,11 @@ func readSpecs(c *cobra.Command) (node.Specs, error) {
 		}
 		cfg := node.DefaultConfig(dir)
 		cfg.Version = version
+		file, err := readNodeFile(filepath.Join(dir, nodeFileName))
+		if err != nil {
+			return node.Specs{}, err
+		}
+		cfg.OfferCPU = file.offersCPU()
 		return node.ReadSpecs(c.Context(), cfg, log)
 	}
 	if err != nil {
@@ -117,6 +123,8 @@ func writeGPUs(p func(string, ...any), inv *gpu.Inventory, s *node.Selling) {
 		return
 	case s.Units == 0 && len(s.Unsold) == 0:
 		p("gpus       none of NVIDIA's: this node offers its processors")
+	case s.Withheld != "":
+		p("gpus       %d of %d GPUs can be sold, and its processors are not offered: %s", s.Sellable, s.Units, printable(s.Withheld))
 	default:
 		p("gpus       %d of %d GPUs can be sold", s.Sellable, s.Units)
 	}

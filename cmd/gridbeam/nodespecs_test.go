@@ -34,8 +34,8 @@ func TestGPUsAreSaidWithWhyNot(t *testing.T) {
 			want: []string{"not tested: GPU 2: no libcuda.so.1"},
 		},
 		"unreadable": {
-			sale: node.Selling{Units: 1, Unsold: []gpu.Problem{{What: "1 NVIDIA GPUs are on the PCI bus, but the driver is not loaded", Fix: "modprobe nvidia"}}},
-			want: []string{"0 of 1 GPUs can be sold", "modprobe nvidia"},
+			sale: node.Selling{Units: 1, Withheld: "offer: {cpu: true}", Unsold: []gpu.Problem{{What: "1 NVIDIA GPUs are on the PCI bus, but the driver is not loaded", Fix: "modprobe nvidia"}}},
+			want: []string{"0 of 1 GPUs can be sold, and its processors are not offered: offer: {cpu: true}", "modprobe nvidia"},
 		},
 	} {
 		var b bytes.Buffer
