@@ -161,7 +161,7 @@ func (g *beamGrid) startBridge() {
 
 func (g *beamGrid) startNode(name string) *daemon {
 	g.Helper()
-	d := g.start(name, "node", "run", "--data", filepath.Join(g.dir, name), "--join", g.ready.Invitation, "--yes", "--min-isolation", "shared", "--mdns=false",
+	d := g.start(name, "node", "run", "--data", filepath.Join(g.dir, name), "--join", g.ready.Invitation, "--yes", "--offer-cpu", "--min-isolation", "shared", "--mdns=false",
 		"--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--slots", "2")
 	var v struct {
 		Status struct {

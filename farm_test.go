@@ -224,6 +224,7 @@ func (m *machine) run(ctx context.Context, env testnet.Env) error {
 	k := &m.kind
 	cfg := node.DefaultConfig(env.Dir)
 	cfg.Networks, cfg.Slots, cfg.Ask, cfg.Local, cfg.MDNS, cfg.Control, cfg.Buckets = []protocol.NetworkFile{m.farm.network}, k.slots, k.ask, false, false, false, 8
+	cfg.OfferCPU = true          // whatever GPUs are where tests run
 	cfg.MeasureLine = new(false) // in virtual time each packet of it costs real time
 	if !k.stranger && !k.anchor {
 		cfg.OperatorKey = m.farm.operator

@@ -19,7 +19,7 @@ func TestO3_AJobThatAsksForBandwidthRunsWhereTheBridgeHasMeasuredIt(t *testing.T
 	}
 	g.startBridge()
 	for name, flag := range map[string]string{"measured": "--measure-line", "unmeasured": "--measure-line=false"} {
-		d := g.start(name, "node", "run", "--data", filepath.Join(g.dir, name), "--join", g.ready.Invitation, "--yes", "--mdns=false",
+		d := g.start(name, "node", "run", "--data", filepath.Join(g.dir, name), "--join", g.ready.Invitation, "--yes", "--offer-cpu", "--mdns=false",
 			"--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--slots", "1", flag)
 		g.nodes = append(g.nodes, d)
 		var up struct{}

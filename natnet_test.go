@@ -145,7 +145,7 @@ func TestD3_ANodeBehindANATIsFoundAskedAndPutToWork(t *testing.T) {
 	var door string
 	for _, name := range append(others, "home") {
 		in(name)
-		d := g.start(name, "node", "run", "--data", filepath.Join(g.dir, name), "--join", g.ready.Invitation, "--yes", "--mdns=false", "--slots", "1", "--drain", "1s")
+		d := g.start(name, "node", "run", "--data", filepath.Join(g.dir, name), "--join", g.ready.Invitation, "--yes", "--offer-cpu", "--mdns=false", "--slots", "1", "--drain", "1s")
 		g.nodes = append(g.nodes, d)
 		var v struct{ Status told }
 		g.await(d, &v)

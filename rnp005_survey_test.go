@@ -49,7 +49,7 @@ func newSurveyed(t *testing.T, nodes int) *surveyed {
 	g.startBridge()
 	for i := range nodes {
 		name := fmt.Sprint("node", i)
-		d := g.start(name, "node", "run", "--data", filepath.Join(g.dir, name), "--join", g.ready.Invitation, "--yes", "--mdns=false", "--local",
+		d := g.start(name, "node", "run", "--data", filepath.Join(g.dir, name), "--join", g.ready.Invitation, "--yes", "--offer-cpu", "--mdns=false", "--local",
 			"--listen", "/ip4/127.0.0.1/tcp/0", "--slots", "1", "--drain", "1s", "--price", fmt.Sprintf("0.%02d", i+1))
 		g.nodes = append(g.nodes, d)
 		var v struct {

@@ -99,6 +99,12 @@ type Config struct {
 	Measure time.Duration
 	// GPUs makes what reads and follows the GPUs. Default nil: gpu.New.
 	GPUs func(gpu.Config, *slog.Logger) (*gpu.Monitor, error)
+	// GPUProof begins the command line of the child process in which a GPU computes before it is offered, first and after
+	// anything was wrong with it: it calls gpu.RunProof. Default nil: GPUs are not tested, a minute of quiet brings them back.
+	GPUProof []string
+	// OfferCPU offers the processors of a machine whose GPUs are all broken. Default false: such a machine takes no work, as
+	// jobs that need no GPU are for machines without one (discovery.md 1).
+	OfferCPU bool
 	// Clock tells the time, with its monotonic reading. Default time.Now.
 	Clock func() time.Time
 }

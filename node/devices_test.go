@@ -132,7 +132,7 @@ func TestSellingSaysWhyNot(t *testing.T) {
 	inv.Devices[1].Reason = "fallen off the bus"
 	inv.OnBus = 7 // one more than the GPUs that NVML shows: a slice is none of the bus
 	inv.Problems = []gpu.Problem{{What: "unreadable", Fix: "reload"}}
-	s := sellingOf(inv, "")
+	s := sellingOf(inv, "", false)
 	text := fmt.Sprint(s.Unsold)
 	if s.Sellable != 3 || s.Units != 8 || len(s.Unsold) != 4 {
 		t.Errorf("%d of %d, and %q", s.Sellable, s.Units, text)
@@ -147,11 +147,42 @@ func TestSellingSaysWhyNot(t *testing.T) {
 			t.Errorf("%q has no fix", p.What)
 		}
 	}
-	if s := sellingOf(inv, "nothing runs them"); s.Sellable != 0 || s.Units != 8 || !strings.Contains(fmt.Sprint(s.Unsold), "nothing runs them") {
+	if s := sellingOf(inv, "nothing runs them", false); s.Sellable != 0 || s.Units != 8 || !strings.Contains(fmt.Sprint(s.Unsold), "nothing runs them") {
 		t.Errorf("with nothing to run them %+v", s)
 	}
-	if s := sellingOf(&gpu.Inventory{}, "nothing runs them"); s.Units != 0 || len(s.Unsold) != 0 {
+	if s := sellingOf(&gpu.Inventory{}, "nothing runs them", false); s.Units != 0 || len(s.Unsold) != 0 {
 		t.Errorf("a machine without GPUs says %+v", s)
+	}
+}
+
+func TestProcessorsBesideBrokenGPUsAreWithheldUnlessTheirOwnerOffersThem(t *testing.T) {
+	in := func(states ...gpu.Health) (inv gpu.Inventory) {
+		for i, h := range states {
+			inv.Devices = append(inv.Devices, gpu.Device{UUID: fmt.Sprint(i), Health: h})
+		}
+		return inv
+	}
+	cut := in(gpu.Healthy, gpu.Faulted)
+	cut.Devices[0].Slices, cut.Devices[1].Slice = 1, &gpu.Slice{}
+	barred := in(gpu.Healthy)
+	barred.Devices[0].Barred = "its compute mode is prohibited"
+	for name, c := range map[string]struct {
+		inv  gpu.Inventory
+		held bool
+	}{
+		"no GPU": {gpu.Inventory{}, false}, "others' GPUs": {gpu.Inventory{Others: []string{"amd"}}, false},
+		"one of two is good": {in(gpu.Faulted, gpu.Healthy), false}, "suspect": {in(gpu.Suspect), false}, "not tested yet": {in(gpu.Untested), false},
+		"somebody else's": {in(gpu.Faulted, gpu.Foreign), false}, "barred by a setting": {barred, false},
+		"broken": {in(gpu.Faulted, gpu.Locked), true}, "gone": {in(gpu.Absent), true}, "coming back": {in(gpu.Recovering), true},
+		"unreadable": {gpu.Inventory{OnBus: 2, Problems: []gpu.Problem{{What: "no driver"}}}, true}, "a broken slice of a good GPU": {cut, true},
+	} {
+		s := sellingOf(&c.inv, "", false)
+		if (s.Withheld != "") != c.held || c.held && !strings.Contains(s.Withheld, "offer: {cpu: true} in node.yaml") {
+			t.Errorf("%s: withheld is %q, want %t", name, s.Withheld, c.held)
+		}
+		if s := sellingOf(&c.inv, "", true); s.Withheld != "" {
+			t.Errorf("%s, and its owner offers the processors: %q", name, s.Withheld)
+		}
 	}
 }
 

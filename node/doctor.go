@@ -103,6 +103,37 @@ func (f *findings) machine(s *Status) {
 	case s.Selling.Units == 0 && len(s.Selling.Unsold) == 0:
 		f.add(OK, "gpu", "", "there is none: the node sells CPU")
 	}
+	if s.Selling.Withheld != "" {
+		f.add(Failure, "cpu", "mend the GPUs; or "+offerSwitch, "the processors are not offered: none of the machine's %d GPUs is in order", s.Selling.Units)
+	}
+	f.tests(&inv.GPUs)
+}
+
+// tests says whether the GPUs have computed before they were offered. One that failed is a finding of its own.
+func (f *findings) tests(inv *gpu.Inventory) {
+	const quiet = "a minute of quiet alone brings it back after a fault"
+	passed, units := 0, 0
+	for i := range inv.Devices {
+		d := &inv.Devices[i]
+		if d.Slices > 0 || d.UUID == "" {
+			continue
+		}
+		units++
+		switch {
+		case d.Proof == nil:
+		case d.Proof.Verdict == gpu.Passed:
+			passed++
+		case d.Proof.Verdict == gpu.Unable:
+			f.add(Warning, "gpu-test", "make CUDA's driver library, libcuda.so.1, visible here; in a container NVIDIA_DRIVER_CAPABILITIES=compute,utility does so",
+				"%s cannot be tested: %s; %s", d, d.Proof.Why, quiet)
+		}
+	}
+	switch {
+	case units > 0 && !inv.Tested:
+		f.add(Warning, "gpu-test", "use gridbeam's own binary for Linux", "no GPU is tested before it is offered; %s", quiet)
+	case passed > 0:
+		f.add(OK, "gpu-test", "", "%d of %d have computed what they should", passed, units)
+	}
 }
 
 func (f *findings) executors(s *Status) {
@@ -190,14 +221,19 @@ func Examine(ctx context.Context, cfg Config, backends []Backend, log *slog.Logg
 	}
 	c := gpu.DefaultConfig()
 	c.Clock = cfg.Clock
+	if len(cfg.GPUProof) > 0 {
+		c.Prove = gpu.NewProver(cfg.GPUProof, "").Prove
+	}
 	m, err := open(c, log)
 	if err != nil {
 		return s, fmt.Errorf("looking at the GPUs: %w", err)
 	}
 	defer m.Close()
-	if s.Inventory.GPUs, err = m.Read(ctx); err != nil && !errors.Is(err, gpu.ErrNoNVML) {
+	if _, err = m.Read(ctx); err != nil && !errors.Is(err, gpu.ErrNoNVML) {
 		return s, fmt.Errorf("looking at the GPUs: %w", err)
 	}
-	s.Selling = sellingOf(&s.Inventory.GPUs, barsGPUs(proven))
+	m.Prove(ctx)
+	s.Inventory.GPUs = m.Inventory()
+	s.Selling = sellingOf(&s.Inventory.GPUs, barsGPUs(proven), cfg.OfferCPU)
 	return s, nil
 }

@@ -15,10 +15,15 @@ import (
 func well() Status {
 	return Status{
 		Started: time.Now(), State: StateReady, Executors: []string{"wasm:strong", "python3.11:shared"}, Directory: 3, Reachability: p2p.ReachableDirectly,
-		Networks: []NetworkStatus{{Name: "private"}}, Inventory: Inventory{Memory: 64 << 30, Disk: 1 << 40, DiskFree: 1 << 39},
+		Networks: []NetworkStatus{{Name: "private"}}, Inventory: Inventory{Memory: 64 << 30, Disk: 1 << 40, DiskFree: 1 << 39, GPUs: testedGPUs()},
 		Selling: Selling{Sellable: 2, Units: 2}, Standing: StandingStatus{Asked: 3, Found: 3, Dialable: 3},
 		Bridges: []BridgeStatus{{Peer: protocol.PeerID("b"), Connected: true}},
 	}
+}
+
+func testedGPUs() gpu.Inventory {
+	passed := &gpu.Proof{Verdict: gpu.Passed, Bytes: 64 << 20}
+	return gpu.Inventory{Tested: true, Devices: []gpu.Device{{UUID: "a", Health: gpu.Healthy, Proof: passed}, {UUID: "b", Health: gpu.Healthy, Proof: passed}}}
 }
 
 func TestEachFaultOfANodeIsFoundWithItsFix(t *testing.T) {
@@ -43,6 +48,11 @@ func TestEachFaultOfANodeIsFoundWithItsFix(t *testing.T) {
 		{"broken GPU", func(s *Status) {
 			s.Selling = Selling{Sellable: 1, Units: 2, Unsold: []gpu.Problem{{What: "GPU 1 fell off the bus", Fix: "reboot"}}}
 		}, "gpu", Failure, "GPU 1 fell off the bus"},
+		{"broken GPUs alone", func(s *Status) { s.Selling = Selling{Units: 2, Withheld: "x"} }, "cpu", Failure, "processors are not offered: none of the machine's 2 GPUs"},
+		{"untested GPU", func(s *Status) {
+			s.Inventory.GPUs.Devices[1].Proof = &gpu.Proof{Verdict: gpu.Unable, Why: "no libcuda.so.1"}
+		}, "gpu-test", Warning, "cannot be tested: no libcuda.so.1; a minute of quiet alone"},
+		{"no tests", func(s *Status) { s.Inventory.GPUs.Tested = false }, "gpu-test", Warning, "no GPU is tested"},
 		{"nothing runs", func(s *Status) { s.Executors = nil }, "executor", Failure, "nothing can run"},
 		{"no functions", func(s *Status) { s.Executors = s.Executors[:1] }, "functions", Warning, "not run here"},
 		{"no network", func(s *Status) { s.Networks = nil }, "network", Failure, "no network"},

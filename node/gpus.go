@@ -21,11 +21,17 @@ type Selling struct {
 	Units int `json:"units"`
 	// Unsold says of the others why, with the fix.
 	Unsold []gpu.Problem `json:"unsold,omitempty"`
+	// Withheld is why the processors are not offered either, with what changes that; empty when they are.
+	Withheld string `json:"withheld,omitempty"`
 }
 
 // sellingOf adds to what the devices say what of this node keeps them from being sold: barred, where it is not empty, bars all.
-func sellingOf(inv *gpu.Inventory, barred string) Selling {
+// offerCPU is the owner's word that the processors are offered even so.
+func sellingOf(inv *gpu.Inventory, barred string, offerCPU bool) Selling {
 	out := Selling{Units: inv.Units(), Unsold: inv.Unsold()}
+	if !offerCPU {
+		out.Withheld = withheld(inv)
+	}
 	whole, slices := 0, 0
 	for i := range inv.Devices {
 		switch d := &inv.Devices[i]; {
@@ -53,6 +59,29 @@ func sellingOf(inv *gpu.Inventory, barred string) Selling {
 	return out
 }
 
+// withheld says why the processors of a machine are not offered: it has GPUs, and none is in order. One that is suspect for a
+// moment, is not tested yet, is barred by a setting or used by somebody else is no broken one.
+func withheld(inv *gpu.Inventory) string {
+	units := inv.Units()
+	if units == 0 {
+		return ""
+	}
+	for i := range inv.Devices {
+		d := &inv.Devices[i]
+		if d.Slices > 0 { // its slices tell
+			continue
+		}
+		switch d.Health {
+		case gpu.Healthy, gpu.Untested, gpu.Suspect, gpu.Foreign:
+			return ""
+		}
+	}
+	return fmt.Sprintf("none of its %d GPUs is in order, and a machine with GPUs is no CPU node; to offer its processors all the same: "+offerSwitch, units)
+}
+
+// offerSwitch is how the owner offers processors beside broken GPUs.
+const offerSwitch = "offer: {cpu: true} in node.yaml, or gridbeam node run --offer-cpu"
+
 const fixBarred = "gridbeam node run --min-isolation shared, on a machine where a sandbox passes its self-test; the log says why one did not"
 
 // barsGPUs says why no backend here could hand GPUs to a program; empty when one can.
@@ -72,6 +101,9 @@ func (s *site) newMonitor() (err error) {
 	c.Changed = func() { poke(s.gpuMoved) }
 	c.Busy = func(uuid string) bool { return s.book != nil && s.book.hasLease(uuid) }
 	c.JobFault = func(uuid string, xid uint64) { s.book.blame(uuid, xid) }
+	if len(s.cfg.GPUProof) > 0 {
+		c.Prove = gpu.NewProver(s.cfg.GPUProof, "").Prove
+	}
 	open := s.cfg.GPUs
 	if open == nil {
 		open = gpu.New
@@ -94,15 +126,23 @@ func (s *site) followGPUs(ctx context.Context) {
 			inv := s.gpus.Inventory()
 			s.speaker.setGPUs(inv)
 			s.book.setGPUs(&inv)
+			sale := sellingOf(&inv, s.barred, s.cfg.OfferCPU)
+			s.withhold(sale.Withheld)
 			s.announce.BeatChanged()
 			s.reconsider()
-			sale := sellingOf(&inv, s.barred)
 			s.log.Info("what of the GPUs can be sold has changed", "sellable", sale.Sellable, "units", sale.Units)
 		}
 		if s.speaker.groupsMoved(s.cfg.Clock()) {
 			s.announce.RecordChanged()
 		}
 	}
+}
+
+// withhold notes why no work is taken that needs no GPU; empty when it is.
+func (s *site) withhold(why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.withheld = why
 }
 
 // setGPUs takes over what can be given away; leases on devices that have failed end, and it is not their fault.
@@ -188,7 +228,7 @@ func (s *speaker) groups(inv *gpu.Inventory, now time.Time) (out []*pb.GpuGroup,
 		cluster := ""
 		for k := range inv.Devices {
 			d := &inv.Devices[k]
-			settled := now.Sub(d.Since) >= recordDelay || d.Since.Before(s.started.Add(recordDelay/4))
+			settled := now.Sub(d.Since) >= recordDelay || d.Health != gpu.Untested && d.Since.Before(s.started.Add(recordDelay/4))
 			switch {
 			case d.Group != i || len(members) >= maxInGroup:
 				continue

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"context"
 	"log/slog"
 	"strings"
 	"sync"
@@ -150,6 +151,92 @@ func TestHeartbeatsFollowTheHealthOfGPUsAndTheRecordLater(t *testing.T) {
 			t.Errorf("after so many faults %+v", s)
 		}
 	}, f.into(t))
+}
+
+func TestANodeWhoseGPUsAreAllBrokenIsNoCPUNode(t *testing.T) {
+	f := fakeMachine(2)
+	inWorld(t, 1, 0, func(w *world) {
+		s := w.node(0).at()
+		if why, text := s.accepts(); w.node(0).Status().State != StateReady || why != protocol.ReasonNone {
+			t.Fatalf("with good GPUs it is %s: %s", w.node(0).Status().State, text)
+		}
+		beatOf(t, w.node(0), 1)
+		<-time.After(20 * time.Second)
+		f.fault(0, 79)
+		w.within(time.Second, "one is broken", func() bool { return w.node(0).Status().Selling.Unsold != nil })
+		if st := w.node(0).Status(); st.State != StateReady || st.Selling.Withheld != "" {
+			t.Errorf("with one good GPU it is %s: %v", st.State, st.Why)
+		}
+		f.fault(1, 79)
+		w.within(time.Second, "it is paused", func() bool { return w.node(0).Status().State == StatePaused })
+		st := w.node(0).Status()
+		if !strings.Contains(strings.Join(st.Why, " "), "offer: {cpu: true} in node.yaml") || st.Selling.Withheld == "" {
+			t.Errorf("it says %v, %+v", st.Why, st.Selling)
+		}
+		if why, text := s.accepts(); why != protocol.ReasonBusy || !strings.Contains(text, "none of its 2 GPUs") {
+			t.Errorf("a reservation is answered with %v, %s", why, text)
+		}
+		if a := heartbeatOf(t, w.node(0), 1); a.GetState() != pb.NodeState_NODE_STATE_PAUSED || a.GetGroups()[0].GetFaulted() != 2 || a.GetGroups()[0].GetFree() != 0 {
+			t.Errorf("the heartbeat is %v", a)
+		}
+		for range 12 { // it goes on
+			f.fault(0, 79)
+			f.fault(1, 79)
+			<-time.After(10 * time.Second)
+		}
+		// It stays with its model's nodes, so that nobody takes it for one without GPUs.
+		if c, _ := beatOf(t, w.node(0), 2); len(c.GetGpus()) != 1 || c.GetGpus()[0].GetFaulted() != 2 || c.GetGpus()[0].GetModel() == "" {
+			t.Errorf("the record's groups are %v", c.GetGpus())
+		}
+		for _, d := range st.Inventory.GPUs.Devices {
+			if err := w.node(0).ClearGPU(d.UUID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.within(2*time.Minute, "it takes work again with a good GPU", func() bool { return w.node(0).Status().State == StateReady })
+	}, f.into(t), func(c *Config) { c.OfferCPU = false })
+}
+
+func TestTheOwnerMayOfferProcessorsBesideBrokenGPUs(t *testing.T) {
+	f := fakeMachine(1)
+	inWorld(t, 1, 0, func(w *world) {
+		f.fault(0, 79)
+		w.within(time.Second, "it is broken", func() bool {
+			return w.node(0).Status().Selling.Sellable == 0 && w.node(0).Status().Selling.Unsold != nil
+		})
+		if st := w.node(0).Status(); st.State != StateReady || st.Selling.Withheld != "" {
+			t.Errorf("it is %s: %v", st.State, st.Why)
+		}
+	}, f.into(t)) // the configuration of tests offers them
+}
+
+func TestAGPUThatIsBeingTestedIsInTheRecordAndNotFree(t *testing.T) {
+	f := fakeMachine(1)
+	functions := func() *fakeBackend { return &fakeBackend{runtimes: []string{"python3.11"}} }
+	inWorldOf(t, 1, 0, functions, func(w *world) {
+		c, a := beatOf(t, w.node(0), 1)
+		st := w.node(0).Status()
+		if c.GetGpus()[0].Faulted != nil || a.GetGroups()[0].GetFree() != 0 || a.GetGroups()[0].GetFaulted() != 1 || st.State != StateReady {
+			t.Errorf("while it is tested: %v, %v, %s %v", c.GetGpus(), a.GetGroups(), st.State, st.Why)
+		}
+		w.within(time.Minute, "its test is over", func() bool { return w.node(0).Status().Selling.Sellable == 1 })
+		if a := heartbeatOf(t, w.node(0), 1); a.GetGroups()[0].GetFree() != 1 || a.GetGroups()[0].GetFaulted() != 0 {
+			t.Errorf("after its test: %v", a.GetGroups())
+		}
+	}, func(c *Config) {
+		c.OfferCPU = false
+		c.GPUs = func(g gpu.Config, log *slog.Logger) (*gpu.Monitor, error) {
+			g.Sysfs, g.Procfs = t.TempDir(), t.TempDir()
+			g.Prove = func(ctx context.Context, _ string) gpu.Proof {
+				select {
+				case <-time.After(30 * time.Second):
+				case <-ctx.Done():
+				}
+				return gpu.Proof{Verdict: gpu.Passed, Bytes: 1}
+			}
+			return gpu.NewWith(f, g, log)
+		}
+	})
 }
 
 func TestALeaseEndsWithItsGPUAndTheNodeIsToBlame(t *testing.T) {

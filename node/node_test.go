@@ -23,7 +23,7 @@ type testNode struct {
 func nodeConfig(dir string, b *testBridge) Config {
 	cfg := DefaultConfig(dir)
 	cfg.Networks, cfg.Local, cfg.MDNS, cfg.Slots, cfg.Reserve = []protocol.NetworkFile{b.network}, true, false, 2, 0
-	cfg.Buckets, cfg.Drain, cfg.Scratch = 8, time.Second, ""
+	cfg.Buckets, cfg.Drain, cfg.Scratch, cfg.OfferCPU = 8, time.Second, "", true
 	return cfg
 }
 

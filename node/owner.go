@@ -261,7 +261,7 @@ func (s *site) status() Status {
 	for _, o := range s.backends {
 		st.Executors = append(st.Executors, o.names()...)
 	}
-	st.Selling = sellingOf(&st.Inventory.GPUs, s.barred)
+	st.Selling = sellingOf(&st.Inventory.GPUs, s.barred, s.cfg.OfferCPU)
 	if st.Line = (LineStatus{Off: true}); s.line != nil {
 		st.Line = s.line.status(s.cfg.Clock())
 	}

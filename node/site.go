@@ -60,10 +60,11 @@ type site struct {
 
 	measuring sync.Mutex // one measurement at a time
 
-	mu    sync.Mutex
-	state State
-	since time.Time
-	fault string // why the directory does not speak for us
+	mu       sync.Mutex
+	state    State
+	since    time.Time
+	fault    string // why the directory does not speak for us
+	withheld string // why the processors are not offered
 }
 
 // build opens what the node is made of. What it opened is closed by release, also after an error.
@@ -85,7 +86,9 @@ func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 	if err != nil && !errors.Is(err, gpu.ErrNoNVML) {
 		return s, err
 	}
-	for _, p := range sellingOf(&inv.GPUs, s.barred).Unsold {
+	sale := sellingOf(&inv.GPUs, s.barred, cfg.OfferCPU)
+	s.withhold(sale.Withheld)
+	for _, p := range sale.Unsold {
 		s.log.Warn("a GPU is not offered", "what", p.What, "fix", p.Fix)
 	}
 	if m, ok := LoadMeasured(cfg.Data); ok {
@@ -439,7 +442,7 @@ func (s *site) speak(ctx context.Context) error {
 // judge is the node's state, and why it is not READY.
 func (s *site) judge() (State, []string) {
 	s.mu.Lock()
-	starting, fault := s.state == StateStarting, s.fault
+	starting, fault, withheld := s.state == StateStarting, s.fault, s.withheld
 	s.mu.Unlock()
 	if starting {
 		return StateStarting, []string{"it is starting"}
@@ -460,6 +463,9 @@ func (s *site) judge() (State, []string) {
 	}
 	if len(s.backends) == 0 {
 		why = append(why, "no backend passed its self-test, so nothing can be run: the log says why")
+	}
+	if withheld != "" {
+		why = append(why, withheld)
 	}
 	if f.full != nil {
 		why = append(why, "the journal cannot be written ("+f.full.Error()+"): make room on the disk of "+s.cfg.Data)

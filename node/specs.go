@@ -56,7 +56,7 @@ func ReadSpecs(ctx context.Context, cfg Config, log *slog.Logger) (Specs, error)
 	now := cfg.Clock()
 	s := &speaker{inv: inv, started: now}
 	c := s.machine(&inv, now)
-	out := Specs{Version: cfg.Version, At: now.UTC(), Machine: nameless(inv), Selling: sellingOf(&inv.GPUs, "")}
+	out := Specs{Version: cfg.Version, At: now.UTC(), Machine: nameless(inv), Selling: sellingOf(&inv.GPUs, "", cfg.OfferCPU)}
 	for _, p := range protocol.Profiles() {
 		all := p.Check(c)
 		out.Profiles = append(out.Profiles, ProfileStatus{Name: p.Name, Met: protocol.Meets(all), Requirements: all})
@@ -74,6 +74,9 @@ func nameless(inv Inventory) Inventory {
 			s := *d.Slice
 			s.Parent = ""
 			d.Slice = &s
+		}
+		if d.Proof != nil { // its words may name a place on this machine
+			d.Proof = &gpu.Proof{Verdict: d.Proof.Verdict, Bytes: d.Proof.Bytes, At: d.Proof.At, TookMs: d.Proof.TookMs}
 		}
 		if d.Now != nil {
 			now := *d.Now

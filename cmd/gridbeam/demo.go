@@ -299,7 +299,7 @@ func (d *demo) startNodes(ctx context.Context) error {
 	d.say.show(fmt.Sprintf("starting %d nodes", d.f.nodes))
 	for i := range d.f.nodes {
 		name := fmt.Sprintf("node-%d", i+1)
-		p, err := d.l.start(name, "node", "run", "--data", filepath.Join(d.dir, name), "--mdns=false", "--local", "--measure", "0", "--price", d.f.price, "--drain", "1s")
+		p, err := d.l.start(name, "node", "run", "--data", filepath.Join(d.dir, name), "--mdns=false", "--local", "--offer-cpu", "--measure", "0", "--price", d.f.price, "--drain", "1s")
 		if err != nil {
 			return err
 		}

@@ -137,7 +137,7 @@ func (c *crowd) join(ctx context.Context) error {
 	c.next++
 	name := fmt.Sprintf("node-%d", c.next)
 	c.mu.Unlock()
-	p, err := c.d.l.start(name, "node", "run", "--data", filepath.Join(c.d.dir, name), "--mdns=false", "--local", "--measure", "0", "--price", c.d.f.price, "--slots", "1", "--drain", "1s")
+	p, err := c.d.l.start(name, "node", "run", "--data", filepath.Join(c.d.dir, name), "--mdns=false", "--local", "--offer-cpu", "--measure", "0", "--price", c.d.f.price, "--slots", "1", "--drain", "1s")
 	if err != nil {
 		return err
 	}

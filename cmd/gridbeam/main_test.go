@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +11,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if done, err := asChild(context.Background(), os.Args[1:]); done { // of a node that a test runs in this process
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	code := m.Run()
 	modules.Range(func(_, build any) bool {
 		if path, err := build.(func() (string, error))(); err == nil {

@@ -137,7 +137,7 @@ func (g *grid) startBridge(extra ...string) {
 
 func (g *grid) startNode(name string, extra ...string) nodeReady {
 	g.t.Helper()
-	n, err := g.l.start(name, append([]string{"node", "run", "--data", filepath.Join(g.dir, name), "--mdns=false", "--drain", "1s"}, extra...)...)
+	n, err := g.l.start(name, append([]string{"node", "run", "--data", filepath.Join(g.dir, name), "--mdns=false", "--offer-cpu", "--drain", "1s"}, extra...)...)
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -35,10 +35,16 @@ type nodeFile struct {
 	MemoryPct    int      `yaml:"memory_percent"`
 	Disk         string   `yaml:"disk"`
 	MinIsolation string   `yaml:"min_isolation"`
+	Offer        offer    `yaml:"offer"`
 	Labels       []string `yaml:"labels"`
 	Research     *bool    `yaml:"research"`
 	MeasureLine  *bool    `yaml:"measure_line"`
 	Location     location `yaml:"location"`
+}
+
+// offer is node.yaml's word for what of the machine is offered.
+type offer struct {
+	CPU *bool `yaml:"cpu"`
 }
 
 // location is node.yaml's word for where the machine is.
@@ -77,6 +83,9 @@ const nodeFileText = `# How this machine is offered. Each line shows its default
 # The least isolation for other people's code: strong, shared or dev. Python functions run with shared: in sandboxes
 # of their own, but on this machine's kernel.
 #min_isolation: strong
+# cpu: true offers the processors of a machine whose GPUs are all broken; else it takes no work until one is in order. A machine
+# without GPUs always offers its processors.
+#offer: {cpu: false}
 # What the record says besides: key=value is this node's own claim, which can be searched for and earns nothing; the text that
 # "gridbeam network label" prints is the word of its issuer.
 #labels: []
@@ -103,6 +112,7 @@ type nodeFlags struct {
 	slots        int
 	mdns         bool
 	measureLine  bool
+	offerCPU     bool
 	drain        time.Duration
 	measure      time.Duration
 	out          output
@@ -168,7 +178,10 @@ func nodeRunCommand() *cobra.Command {
 		Long: `Runs the daemon that offers this machine to the bridges of the networks that it has joined.
 
 On the machine and for the user of "gridbeam bridge run" nothing has to be said: the bridge's network is found. Elsewhere join by the
-invitation that the bridge prints: gridbeam node run --join gridbeam:... A bare address or mDNS finds peers but grants nothing.`,
+invitation that the bridge prints: gridbeam node run --join gridbeam:... A bare address or mDNS finds peers but grants nothing.
+
+A machine without GPUs offers its processors, one with GPUs both. When none of its GPUs is in order it takes no work until one is, unless
+its owner offers the processors even so: offer: {cpu: true} in node.yaml, or --offer-cpu.`,
 		Args: exactArgs(),
 		RunE: func(c *cobra.Command, _ []string) error { return runNode(c, &f) },
 	}
@@ -186,6 +199,7 @@ invitation that the bridge prints: gridbeam node run --join gridbeam:... A bare 
 	fl.StringVar(&f.region, "region", "", "where this machine is, for all to see: a region (eu), country (DE) or subdivision (DE-BE); none says nothing (default: location in "+nodeFileName+", else nothing)")
 	fl.BoolVar(&f.mdns, "mdns", true, "find peers in the local network")
 	fl.BoolVar(&f.measureLine, "measure-line", true, "let two peers measure how fast this machine's line is, daily and while there is no work: 8 s each way, at most 4 GiB each (default: unless --local)")
+	fl.BoolVar(&f.offerCPU, "offer-cpu", false, "offer the processors although the machine has GPUs and all of them are broken; without it such a node takes no work (default: offer in "+nodeFileName+", else no)")
 	fl.BoolVar(&f.local, "local", false, "one machine or LAN: do not ask others whether this machine can be reached (default: when all known peers are local)")
 	fl.DurationVar(&f.drain, "drain", 5*time.Second, "how long running chunks may go on after Ctrl-C")
 	fl.DurationVar(&f.measure, "measure", 24*time.Hour, "measure disk, memory and processors while idle when the figures are older than this; 0 is never")

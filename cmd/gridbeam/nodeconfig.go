@@ -24,6 +24,10 @@ import (
 func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error) {
 	cfg := node.DefaultConfig(dir)
 	cfg.Version = version
+	var err error
+	if cfg.GPUProof, err = proofLine(); err != nil {
+		return cfg, err
+	}
 	file, err := readNodeFile(filepath.Join(dir, nodeFileName))
 	if err != nil {
 		return cfg, err
@@ -51,6 +55,10 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 	}
 	cfg.MDNS, cfg.Slots, cfg.Drain, cfg.Measure = f.mdns, f.slots, f.drain, f.measure
 	cfg.MeasureLine = file.MeasureLine
+	cfg.OfferCPU = file.offersCPU()
+	if c.Flags().Changed("offer-cpu") {
+		cfg.OfferCPU = f.offerCPU
+	}
 	if c.Flags().Changed("measure-line") {
 		cfg.MeasureLine = &f.measureLine
 	}
@@ -132,6 +140,9 @@ func readNodeFile(path string) (file nodeFile, err error) {
 	}
 	return file, nil
 }
+
+// offersCPU says that processors are offered although all GPUs are broken.
+func (file *nodeFile) offersCPU() bool { return file.Offer.CPU != nil && *file.Offer.CPU }
 
 func (file *nodeFile) policy(p *node.Policy) error {
 	if file.AcceptFrom != "" {

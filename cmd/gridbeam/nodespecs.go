@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -64,6 +65,11 @@ func readSpecs(c *cobra.Command) (node.Specs, error) {
 		}
 		cfg := node.DefaultConfig(dir)
 		cfg.Version = version
+		file, err := readNodeFile(filepath.Join(dir, nodeFileName))
+		if err != nil {
+			return node.Specs{}, err
+		}
+		cfg.OfferCPU = file.offersCPU()
 		return node.ReadSpecs(c.Context(), cfg, log)
 	}
 	if err != nil {
@@ -117,6 +123,8 @@ func writeGPUs(p func(string, ...any), inv *gpu.Inventory, s *node.Selling) {
 		return
 	case s.Units == 0 && len(s.Unsold) == 0:
 		p("gpus       none of NVIDIA's: this node offers its processors")
+	case s.Withheld != "":
+		p("gpus       %d of %d GPUs can be sold, and its processors are not offered: %s", s.Sellable, s.Units, printable(s.Withheld))
 	default:
 		p("gpus       %d of %d GPUs can be sold", s.Sellable, s.Units)
 	}
@@ -130,6 +138,11 @@ func writeGPUs(p func(string, ...any), inv *gpu.Inventory, s *node.Selling) {
 	for _, problem := range s.Unsold {
 		p("  not sold: %s", printable(problem.What))
 		p("    fix: %s", printable(problem.Fix))
+	}
+	for i := range inv.Devices {
+		if d := &inv.Devices[i]; d.Proof != nil && d.Proof.Verdict == gpu.Unable {
+			p("  not tested: %s: %s", printable(d.String()), printable(d.Proof.Why))
+		}
 	}
 	for _, other := range inv.Others {
 		p("  not offered, only NVIDIA's are: %s", printable(other))
@@ -157,7 +170,22 @@ func writeDevice(p func(string, ...any), inv *gpu.Inventory, d *gpu.Device) {
 		}
 		facts = append(facts, now.Throttle...)
 	}
+	if d.Proof != nil {
+		facts = append(facts, proofText(d.Proof))
+	}
 	p("  %s: %s; %s", printable(d.String()), d.Health, printable(strings.Join(append(facts, d.Notes...), ", ")))
+}
+
+// proofText says what came of having a GPU compute.
+func proofText(p *gpu.Proof) string {
+	text := map[gpu.Verdict]string{gpu.Passed: "passed its test", gpu.Failed: "failed its test", gpu.Unable: "cannot be tested"}[p.Verdict]
+	if p.Verdict != gpu.Passed && p.Why != "" {
+		text += " (" + p.Why + ")"
+	}
+	if !p.Again.IsZero() {
+		text += ", again at " + p.Again.Local().Format(time.TimeOnly)
+	}
+	return text
 }
 
 func writeProfiles(w io.Writer, all []node.ProfileStatus) {
@@ -226,7 +254,7 @@ func measureNode(c *cobra.Command) (node.Measured, error) {
 func nodeGPUCommand() *cobra.Command {
 	forget := &cobra.Command{
 		Use: "clear GPU", Short: "A GPU that faulted three times in a day is good again", Args: exactArgs("GPU"),
-		Long: `Forgets the faults of a GPU, by its UUID or its number in gridbeam node specs: after a minute without a new one it is offered again.`,
+		Long: `Forgets the faults of a GPU, by its UUID or its number in gridbeam node specs: after a minute without a new one, and a test that it passes, it is offered again.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			control, err := dialNode(c)
 			if err != nil {
@@ -240,7 +268,7 @@ func nodeGPUCommand() *cobra.Command {
 			if err := control.ClearGPU(c.Context(), uuid); err != nil {
 				return notRunning(err)
 			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "%s is offered again after a minute without faults\n", uuid)
+			_, err = fmt.Fprintf(c.OutOrStdout(), "%s is offered again after a minute without faults and a test that it passes\n", uuid)
 			return err
 		},
 	}

@@ -11,16 +11,18 @@ import (
 	"github.com/gridbeam/gridbeam/node"
 	"github.com/gridbeam/gridbeam/node/executor"
 	"github.com/gridbeam/gridbeam/node/executor/sandbox"
+	"github.com/gridbeam/gridbeam/node/gpu"
 )
 
 // The hidden commands: children of the daemon, never typed.
 const (
-	shimCommand = "shim"
-	initCommand = "sandbox-init"
+	shimCommand  = "shim"
+	initCommand  = "sandbox-init"
+	proofCommand = "gpu-proof"
 )
 
-// asChild runs this process as a child of a daemon if its arguments say so: the shim of a sandbox, or its first
-// process, before anything else of the program has begun.
+// asChild runs this process as a child of a daemon if its arguments say so: the shim of a sandbox, its first process, or
+// what has a GPU compute, before anything else of the program has begun.
 func asChild(ctx context.Context, args []string) (done bool, err error) {
 	if len(args) < 2 {
 		return false, nil
@@ -30,8 +32,19 @@ func asChild(ctx context.Context, args []string) (done bool, err error) {
 		return true, sandbox.RunShim(ctx, args[1:])
 	case initCommand:
 		return true, sandbox.RunInit(args[1:])
+	case proofCommand:
+		return true, gpu.RunProof(args[1:])
 	}
 	return false, nil
+}
+
+// proofLine begins the command line by which a GPU is tested.
+func proofLine() ([]string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("finding this program: %w", err)
+	}
+	return []string{self, proofCommand}, nil
 }
 
 // sandboxBackend is how a node runs functions, where its owner lets code of others share the kernel.

@@ -1,6 +1,7 @@
 package gpu
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -32,6 +33,10 @@ type Config struct {
 	// JobFault is told of an Xid that the program on a device is to blame for (13 31 43 45 68 109). It must not block. nil
 	// is nobody.
 	JobFault func(uuid string, xid uint64)
+	// Prove has the GPU or MIG slice with a UUID compute, in another process, and says what came of it: Prover.Prove. It
+	// may take a while, and returns soon after its context ends. A device is offered, at first and after anything was wrong
+	// with it, when it has computed. Default nil: 60 s of quiet alone bring it back.
+	Prove func(ctx context.Context, uuid string) Proof
 	// Clock tells the time. Default time.Now.
 	Clock func() time.Time
 }

@@ -62,6 +62,8 @@ type Device struct {
 	Notes []string `json:"notes,omitempty"`
 	// Board is how it is built in and set up.
 	Board Board `json:"board"`
+	// Proof is what came of having it compute last; nil before the first time.
+	Proof *Proof `json:"proof,omitempty"`
 	// Now is what was measured last; nil before the first time.
 	Now *Sensors `json:"now,omitempty"`
 }
@@ -193,6 +195,12 @@ type Inventory struct {
 	CUDA int `json:"cuda,omitempty"`
 	// Problems keep GPUs from being offered that are not in Devices.
 	Problems []Problem `json:"problems,omitempty"`
+	// Tested says that devices are offered when they have computed (Config.Prove), not after a time of quiet alone.
+	Tested bool `json:"tested,omitempty"`
+	// Faults counts how often devices have become faulted or locked since the start, a MIG slice being one of its own, by
+	// reason: xid_N, nvml (a call about it failed, or its memory cannot be repaired) or proof (it did not compute what it
+	// should). It is gridbeam_gpu_faults_total.
+	Faults map[string]uint64 `json:"faults_total,omitempty"`
 }
 
 // Units counts what could be sold if all was well: whole GPUs, slices instead of the GPUs that they are cut from, and GPUs
@@ -237,8 +245,10 @@ func (inv Inventory) Unsold() []Problem {
 // fixFor is what may help a device in a state, when nothing better is known.
 func fixFor(h Health) string {
 	switch h {
+	case Untested:
+		return "nothing: its test takes some seconds, and waits for the tests of others"
 	case Suspect, Recovering:
-		return fmt.Sprintf("nothing, if it stays quiet for %s", quietTime)
+		return fmt.Sprintf("nothing, if it stays quiet for %s and passes its test", quietTime)
 	case Locked:
 		return "look into dmesg for Xid; when the GPU is good again: gridbeam node gpu clear"
 	case Foreign:

@@ -87,7 +87,7 @@ func (p past) restored(now time.Time) track {
 		}
 	}
 	if p.Locked != "" {
-		t.state, t.reason = Locked, p.Locked
+		t.state, t.reason, t.owes = Locked, p.Locked, true
 	}
 	return t
 }

@@ -34,6 +34,9 @@ type Monitor struct {
 	sensors map[string]*Sensors
 	seen    map[string]int // looks in a row that found somebody else's process
 	old     map[string]past
+	proving map[string]time.Time // tests that are under way, since when
+	proofs  map[string]*Proof    // the last of each device; replaced, never changed
+	faults  map[string]uint64    // by reason
 	inv     Inventory
 	digest  string // of what Changed tells
 }
@@ -55,7 +58,7 @@ func NewWith(lib nvml.Interface, cfg Config, log *slog.Logger) (*Monitor, error)
 	}
 	return &Monitor{
 		cfg: cfg, lib: lib, log: log, flying: map[flight]time.Time{}, tracks: map[string]track{}, known: map[string]reading{},
-		sensors: map[string]*Sensors{}, seen: map[string]int{},
+		sensors: map[string]*Sensors{}, seen: map[string]int{}, proving: map[string]time.Time{}, proofs: map[string]*Proof{}, faults: map[string]uint64{},
 	}, nil
 }
 
@@ -206,21 +209,25 @@ func (m *Monitor) adopt(f refreshed) {
 	now := m.cfg.Clock()
 	m.session, m.read = f.session, true
 	listed := map[string]bool{}
-	inv := Inventory{Problems: f.problems}
+	inv := Inventory{Problems: f.problems, Tested: m.cfg.Prove != nil}
 	inv.OnBus, inv.Others = onBus(m.cfg.Sysfs)
 	var all []reading
 	if s := f.session; s != nil {
 		inv.Driver, inv.CUDA = s.driver, s.cuda
 		for _, r := range s.readings() {
 			key := keyOf(&r.device)
+			before, again := m.known[key]
 			listed[key] = true
-			m.meet(key, now)
+			m.meet(&r.device, now)
 			switch r.device.Health {
 			case Faulted:
 				m.tell(key, fault, r.device.Reason, now)
 			case Suspect:
 				m.tell(key, warn, r.device.Reason, now)
 			default:
+				if m.testable(&r.device) && !m.testable(&before.device) && again {
+					m.tell(key, doubt, "", now) // what barred it is undone
+				}
 				m.known[key] = r
 			}
 			all = append(all, m.lastGood(key, r))
@@ -257,6 +264,7 @@ func (m *Monitor) missing(listed map[string]bool, now time.Time) (out []reading)
 			delete(m.tracks, key)
 			delete(m.sensors, key)
 			delete(m.seen, key)
+			delete(m.proofs, key)
 			continue
 		}
 		m.tell(key, gone, "it is not listed any more: its driver is unloaded, or it has fallen off the bus", now)
@@ -275,20 +283,37 @@ func keyOf(d *Device) string {
 }
 
 // meet begins to follow a device; m.mu is held.
-func (m *Monitor) meet(key string, now time.Time) {
-	if _, ok := m.tracks[key]; !ok {
-		m.tracks[key] = m.old[key].restored(now)
+func (m *Monitor) meet(d *Device, now time.Time) {
+	key := keyOf(d)
+	if _, ok := m.tracks[key]; ok {
+		return
 	}
+	t := m.old[key].restored(now)
+	if m.testable(d) {
+		t = t.next(doubt, "", now)
+	}
+	m.tracks[key] = t
 }
 
 // tell lets a device move; m.mu is held.
 func (m *Monitor) tell(key string, s signal, reason string, now time.Time) {
+	m.tellOf(key, s, "nvml", reason, now)
+}
+
+// tellOf is tell, with the short word for the reason that faults are counted by.
+func (m *Monitor) tellOf(key string, s signal, word, reason string, now time.Time) {
 	t, ok := m.tracks[key]
 	if !ok {
 		return
 	}
+	if last, known := m.known[key]; s == fine && known && !m.testable(&last.device) {
+		s = waived // time alone brings it back
+	}
 	next := t.next(s, reason, now)
 	m.tracks[key] = next
+	if out := next.state == Faulted || next.state == Locked; out && t.state != Faulted && t.state != Locked {
+		m.faults[word]++
+	}
 	if next.state != t.state {
 		m.log.Info("a GPU's health has changed", "gpu", key, "from", string(t.state), "to", string(next.state), "reason", next.reason)
 	}
@@ -317,13 +342,14 @@ func (m *Monitor) publish() {
 		if t, ok := m.tracks[key]; ok {
 			d.Health, d.Reason, d.Since = t.state, t.reason, t.since
 		}
-		d.Now = m.sensors[key]
+		d.Now, d.Proof = m.sensors[key], m.proofs[key]
 		fmt.Fprintf(&digest, "%s %s %d %t %t\n", key, d.Health, d.Group, d.Sellable(), d.Now != nil && len(d.Now.Throttle) > 0)
 	}
 	for _, g := range m.inv.Groups {
 		text, _ := proto.MarshalOptions{Deterministic: true}.Marshal(g)
 		digest.Write(text)
 	}
+	m.inv.Faults = maps.Clone(m.faults)
 	changed := digest.String() != m.digest
 	m.digest = digest.String()
 	m.mu.Unlock()
@@ -340,7 +366,7 @@ func (inv Inventory) clone() Inventory {
 	for _, g := range groups {
 		inv.Groups = append(inv.Groups, proto.CloneOf(g))
 	}
-	inv.Problems, inv.Others = slices.Clone(inv.Problems), slices.Clone(inv.Others)
+	inv.Problems, inv.Others, inv.Faults = slices.Clone(inv.Problems), slices.Clone(inv.Others), maps.Clone(inv.Faults)
 	return inv
 }
 
@@ -386,6 +412,9 @@ func (m *Monitor) looked(r sampled) (again, reread bool) {
 	m.mu.Lock()
 	now := m.cfg.Clock()
 	m.sensors[c.uuid] = &r.now
+	for uuid := range m.proving { // it is ours, though a container may hide that
+		delete(strangers, uuid)
+	}
 	unread := map[string]bool{}
 	for i := range c.readings {
 		unread[keyOf(&c.readings[i].device)] = c.readings[i].device.Health != Healthy
@@ -410,8 +439,8 @@ func (m *Monitor) looked(r sampled) (again, reread bool) {
 	return r.stale, reread
 }
 
-// cardSignal signals something to a whole card and its slices.
-func (m *Monitor) cardSignal(c *card, s signal, reason string) {
+// cardSignal signals something to a whole card and its slices; word is what a fault is counted by.
+func (m *Monitor) cardSignal(c *card, s signal, word, reason string) {
 	m.mu.Lock()
 	now := m.cfg.Clock()
 	keys := []string{c.uuid}
@@ -422,7 +451,7 @@ func (m *Monitor) cardSignal(c *card, s signal, reason string) {
 		keys = append(keys, h.uuid)
 	}
 	for _, key := range keys {
-		m.tell(key, s, reason, now)
+		m.tellOf(key, s, word, reason, now)
 	}
 	m.mu.Unlock()
 	m.publish()

@@ -136,7 +136,7 @@ func (m *Monitor) heard(e event) {
 	}
 	if e.xid == 0 {
 		for _, c := range cards {
-			m.cardSignal(c, warn, e.reason)
+			m.cardSignal(c, warn, "nvml", e.reason)
 		}
 		return
 	}
@@ -151,12 +151,12 @@ func (m *Monitor) heard(e event) {
 	for _, c := range cards {
 		hit := partsHit(c, e)
 		if hit == nil {
-			m.cardSignal(c, say, describeXid(e.xid))
+			m.cardSignal(c, say, xidWord(e.xid), describeXid(e.xid))
 			continue
 		}
 		m.mu.Lock()
 		for _, uuid := range hit {
-			m.tell(uuid, say, describeXid(e.xid), m.cfg.Clock())
+			m.tellOf(uuid, say, xidWord(e.xid), describeXid(e.xid), m.cfg.Clock())
 		}
 		m.mu.Unlock()
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -44,6 +45,28 @@ func TestRealCard(t *testing.T) {
 		checkReal(t, &inv, &inv.Devices[i])
 	}
 	watchReal(t, m)
+	proveReal(t, &inv)
+}
+
+// proveReal has each device compute, in a child process of this binary.
+func proveReal(t *testing.T, inv *gpu.Inventory) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	prover := gpu.NewProver([]string{self, "gpu-proof"}, "") // TestMain knows the word
+	for i := range inv.Devices {
+		d := &inv.Devices[i]
+		if d.UUID == "" || d.Slices > 0 {
+			continue
+		}
+		p := prover.Prove(t.Context(), d.UUID)
+		t.Logf("%s: %s %s, %d bytes in %d ms", d, p.Verdict, p.Why, p.Bytes, p.TookMs)
+		if p.Verdict != gpu.Passed && d.Sellable() {
+			t.Errorf("%s cannot be tested, or fails: %s", d, p.Why)
+		}
+	}
 }
 
 // checkReal asks of one device what must hold on every real one.

@@ -5,6 +5,7 @@ package gpu
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 )
 
@@ -24,9 +25,11 @@ type watching struct {
 	looks     chan sampled   // capacity: a burst of all cards of a large machine
 	events    chan event     // capacity eventBuffer: more than a machine says at once
 	refreshes chan refreshed // capacity 1: one at a time
-	refresh   bool           // one is under way
-	again     bool           // NVML has to be started again
-	soon      bool           // something could not be read that answers now
+	proofs    chan tested    // capacity 1: who is tested can wait to tell
+	provers   sync.WaitGroup
+	refresh   bool // one is under way
+	again     bool // NVML has to be started again
+	soon      bool // something could not be read that answers now
 	readAt    time.Time
 	stamp     string
 	deaf      func() // ends the reader of events and waits for it
@@ -46,7 +49,8 @@ func (m *Monitor) Run(ctx context.Context) error {
 	read := m.read
 	m.mu.Unlock()
 	w := &watching{
-		m: m, ctx: ctx, looks: make(chan sampled, 64), events: make(chan event, eventBuffer), refreshes: make(chan refreshed, 1), deaf: func() {},
+		m: m, ctx: ctx, looks: make(chan sampled, 64), events: make(chan event, eventBuffer), refreshes: make(chan refreshed, 1),
+		proofs: make(chan tested, 1), deaf: func() {},
 		readAt: m.cfg.Clock(), stamp: stamp(m.cfg.Sysfs),
 	}
 	if s := m.current(); s != nil {
@@ -70,8 +74,12 @@ func (m *Monitor) Run(ctx context.Context) error {
 		case r := <-w.looks:
 			again, reread := m.looked(r)
 			w.again, w.soon = w.again || again, w.soon || reread
+			w.prove()
 		case e := <-w.events:
 			m.heard(e)
+		case p := <-w.proofs:
+			m.proved(p)
+			w.prove()
 		case f := <-w.refreshes:
 			w.refresh = false
 			m.adopt(f)
@@ -103,6 +111,7 @@ func (w *watching) tick() {
 		w.reread(w.m.current() == nil)
 	}
 	w.look(now)
+	w.prove()
 }
 
 // look asks each card how it is, one goroutine each, and at most one at a time.
@@ -123,7 +132,7 @@ func (w *watching) look(now time.Time) {
 			asked, flies := m.flying[key]
 			m.mu.Unlock()
 			if silence := now.Sub(asked); flies && silence >= m.cfg.Patience {
-				m.cardSignal(c, warn, fmt.Sprintf("it has not answered for %s", silence.Round(time.Second)))
+				m.cardSignal(c, warn, "nvml", fmt.Sprintf("it has not answered for %s", silence.Round(time.Second)))
 			}
 			continue
 		}
@@ -211,6 +220,7 @@ func (w *watching) listen() {
 // end waits for what is at work, as far as that ends, and closes NVML.
 func (w *watching) end() {
 	w.deaf()
+	w.provers.Wait() // a test ends soon after ctx
 	m := w.m
 	free := m.quiet(context.Background(), endPatience)
 	m.mu.Lock()
