@@ -344,8 +344,14 @@ func (d *Directory) fetch(ctx context.Context, id peer.ID) error {
 	return nil
 }
 
-// fromDHT reads a record from its holders, verifying it again: holders do not validate when they serve.
+// fromDHT reads a record from its holders, verifying it again: holders do not validate when they serve. With a quorum
+// above 0 one more than that many copies suffice; when few holders tell of none, all are asked.
 func (d *Directory) fromDHT(ctx context.Context, id peer.ID, quorum int) (*record, error) {
+	if quorum > 0 {
+		if rec := d.readRecord(ctx, id, quorum); rec != nil {
+			return rec, nil
+		}
+	}
 	raw, err := d.kad.GetValue(ctx, capabilityKey(id), kad.Quorum(quorum))
 	if err != nil {
 		return nil, d.translate(err)
