@@ -71,7 +71,7 @@ func TestADeadHolderDoesNotTakeASearchsWholeTime(t *testing.T) {
 				t.Fatal(err)
 			}
 			begun := time.Now()
-			got := d.readProviders(context.Background(), key, 128)
+			got := d.lookUpProviders(context.Background(), key, 128)
 			if took := time.Since(begun); len(got) != names || took > most {
 				t.Errorf("%d of %d providers after %s, want all within %s", len(got), names, took, most)
 			}
@@ -81,7 +81,7 @@ func TestADeadHolderDoesNotTakeASearchsWholeTime(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 		defer cancel()
 		key, _ := providerKey(AttrAll, "")
-		if got := d.readProviders(ctx, key, 1); len(got) != 0 || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		if got := d.lookUpProviders(ctx, key, 1); len(got) != 0 || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			t.Errorf("who asks decides how long: %v, %v", got, ctx.Err())
 		}
 	})

@@ -70,11 +70,19 @@ func (d *Directory) searchCold(ctx context.Context, query Query, found *replica)
 func (d *Directory) sample(ctx context.Context, query Query) []peer.ID {
 	var ids []peer.ID
 	for _, attrs := range [][]string{hints(query.Filter), {AttrAll}} {
-		for _, a := range attrs {
-			infos, err := d.Providers(ctx, a, d.cfg.ColdSample)
-			if err != nil {
-				d.log.Debug("providers not found", "attr", a, "err", err)
-			}
+		named := make([][]peer.AddrInfo, len(attrs))
+		var all sync.WaitGroup
+		for i, a := range attrs {
+			all.Go(func() {
+				infos, err := d.Providers(ctx, a, d.cfg.ColdSample)
+				if err != nil {
+					d.log.Debug("providers not found", "attr", a, "err", err)
+				}
+				named[i] = infos
+			})
+		}
+		all.Wait()
+		for _, infos := range named {
 			for _, info := range infos {
 				if info.ID == d.host.ID() {
 					continue

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	kad "github.com/libp2p/go-libp2p-kad-dht"
@@ -52,7 +53,8 @@ type Gossip interface {
 	// Publish sends a message on a topic without subscribing to it, and tells how many connected peers listen.
 	Publish(ctx context.Context, topic string, data []byte) (listeners int, err error)
 	// Subscribe hands each message of a topic, with the peer that has signed it, to take before it is
-	// forwarded, until ctx ends; then it returns nil. take is called concurrently and does not block.
+	// forwarded, until ctx ends; then it returns nil. take is called concurrently; it blocks for half a second at
+	// most, while the message need not be forwarded yet.
 	Subscribe(ctx context.Context, topic string, take func(author peer.ID, data []byte) Verdict) error
 }
 
@@ -65,21 +67,23 @@ type Directory struct {
 	rnd    *rand.Rand
 	log    *slog.Logger
 
-	index   *replica
-	fetches chan peer.ID
-	rates   *rates
-	values  *boundedStore // what Kademlia stores for others
-	probes  *rates        // of what costs us dialling
-	watches *rates        // of round trips that have to be measured first
-	sampled samples
-	around  surroundings
-	started time.Time // when New was called, by our clock
-	ready   chan struct{}
-	done    chan struct{}
-	kad     kademlia // set before ready is closed
-	wire    *messenger
-	join    func() (kademlia, error) // joinKademlia, but in a model
-	judge   judge                    // record.go, but in a model
+	index     *replica
+	fetches   chan peer.ID
+	rates     *rates
+	values    *boundedStore // what Kademlia stores for others
+	probes    *rates        // of what costs us dialling
+	watches   *rates        // of round trips that have to be measured first
+	sampled   samples
+	around    surroundings
+	started   time.Time    // when New was called, by our clock
+	order     uint64       // of this peer (orderOf)
+	lingering atomic.Int64 // heartbeats that wait to be forwarded
+	ready     chan struct{}
+	done      chan struct{}
+	kad       kademlia // set before ready is closed
+	wire      *messenger
+	join      func() (kademlia, error) // joinKademlia, but in a model
+	judge     judge                    // record.go, but in a model
 
 	mu       sync.Mutex
 	fetching map[peer.ID]bool
@@ -112,6 +116,7 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		probes:   newRates(0.1, 3),
 		watches:  newRates(0.5, 8),
 		started:  clock(),
+		order:    orderOf(h.ID()),
 		ready:    make(chan struct{}),
 		done:     make(chan struct{}),
 		fetching: map[peer.ID]bool{},
@@ -234,8 +239,32 @@ func (d *Directory) hear(author peer.ID, data []byte) Verdict {
 		return Ignore
 	case beatNews:
 		d.wantRecord(author)
+	case beatSame:
+		d.linger(b.av.GetSeq())
 	}
 	return Accept
+}
+
+const (
+	// lingerMost bounds for how long a heartbeat that tells nothing new waits before it is forwarded. Meanwhile the
+	// neighbours that have it from somebody else say so (gossipsub's IDONTWANT) and are not sent it once more. It is
+	// well above a round trip, and a heartbeat is trusted for that much less.
+	lingerMost = 500 * time.Millisecond
+	// maxLingering bounds how many do at once; further ones are forwarded without a wait.
+	maxLingering = 512
+)
+
+// linger waits for a time that no two replicas have alike.
+func (d *Directory) linger(seq uint64) {
+	if d.lingering.Add(1) <= maxLingering {
+		t := time.NewTimer(time.Duration(mix(d.order^mix(seq)) % uint64(lingerMost)))
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-d.done:
+		}
+	}
+	d.lingering.Add(-1)
 }
 
 // wantRecord queues the fetching of a record; when the queue is full the next heartbeat asks again.
@@ -315,8 +344,14 @@ func (d *Directory) fetch(ctx context.Context, id peer.ID) error {
 	return nil
 }
 
-// fromDHT reads a record from its holders, verifying it again: holders do not validate when they serve.
+// fromDHT reads a record from its holders, verifying it again: holders do not validate when they serve. With a quorum
+// above 0 one more than that many copies suffice; when few holders tell of none, all are asked.
 func (d *Directory) fromDHT(ctx context.Context, id peer.ID, quorum int) (*record, error) {
+	if quorum > 0 {
+		if rec := d.readRecord(ctx, id, quorum); rec != nil {
+			return rec, nil
+		}
+	}
 	raw, err := d.kad.GetValue(ctx, capabilityKey(id), kad.Quorum(quorum))
 	if err != nil {
 		return nil, d.translate(err)

@@ -42,6 +42,7 @@ type node struct {
 	beat   *heldBeat   // nil when only the record is known
 	seqs
 	arrived time.Duration // of the heartbeat, since the replica's base
+	told    uint64        // what the heartbeat told (toldBy)
 	upSince int64         // Unix ms, 0 = unknown
 	free    int32         // GPUs in all groups, -1 = unknown
 	period  uint16        // seconds
@@ -255,6 +256,20 @@ func (n *node) hear(av *pb.Availability) {
 	}
 }
 
+// toldBy mixes what a heartbeat tells that is worth being told at once: its state, the record that it speaks of, what is
+// free and what is at fault. How busy a node is in percent changes with every heartbeat and is not.
+func toldBy(av *pb.Availability) uint64 {
+	h := mix(uint64(av.GetState())<<32 | uint64(av.GetPeriodS()))
+	for _, b := range av.GetCapDigest() {
+		h = mix(h ^ uint64(b))
+	}
+	for _, g := range av.GetGroups() {
+		h = mix(h ^ uint64(g.GetIndex())<<32 ^ uint64(g.GetFree()))
+		h = mix(h ^ uint64(g.GetFreeVramGib())<<32 ^ uint64(g.GetFaulted())<<16 ^ uint64(g.GetThrottled()))
+	}
+	return h
+}
+
 // stateAt returns the word of node.state, empty when it is unknown: without a heartbeat, or while the record
 // that the heartbeat speaks of has not been seen.
 func (n *node) stateAt(now time.Duration) string {
@@ -262,7 +277,7 @@ func (n *node) stateAt(now time.Duration) string {
 		return ""
 	}
 	said := stateWords[n.state]
-	stale := now-n.arrived > stalePeriods*time.Duration(n.period)*time.Second
+	stale := now-n.arrived > stalePeriods*time.Duration(n.period)*time.Second-lingerMost
 	if stale && said != "" && pb.NodeState(n.state) != pb.NodeState_NODE_STATE_LEAVING {
 		return stateStale
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/routing"
 	"github.com/libp2p/go-msgio"
+	"github.com/multiformats/go-multihash"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gridbeam/gridbeam/protocol"
@@ -42,6 +43,15 @@ type kademlia interface {
 	routing.ContentRouting
 	valueReader
 	table
+	own
+}
+
+// own is what a peer of Kademlia knows without asking.
+type own interface {
+	// nearest are up to n servers of the table, nearest to a key first.
+	nearest(key string, n int) []peer.ID
+	// kept are the providers of a key that this peer keeps for others.
+	kept(ctx context.Context, key multihash.Multihash) []*peer.AddrInfo
 }
 
 type valueReader interface {
@@ -55,7 +65,32 @@ type table interface {
 	Close() error
 }
 
-func (d *Directory) joinKademlia() (kademlia, error) { return kad.New(d.host, d.options()...) }
+func (d *Directory) joinKademlia() (kademlia, error) {
+	table, err := kad.New(d.host, d.options()...)
+	if err != nil {
+		return nil, err
+	}
+	return realKad{table}, nil
+}
+
+// realKad is kad-dht.
+type realKad struct{ *kad.IpfsDHT }
+
+func (k realKad) nearest(key string, n int) []peer.ID {
+	return k.RoutingTable().NearestPeers(kbucket.ConvertKey(key), n)
+}
+
+func (k realKad) kept(ctx context.Context, key multihash.Multihash) []*peer.AddrInfo {
+	infos, err := k.ProviderStore().GetProviders(ctx, key)
+	if err != nil {
+		return nil
+	}
+	out := make([]*peer.AddrInfo, len(infos))
+	for i := range infos {
+		out[i] = &infos[i]
+	}
+	return out
+}
 
 // judge opens signed envelopes. A model of many peers opens each once, not once for each of them.
 type judge struct {
@@ -191,6 +226,8 @@ func (o *oneShot) SendRequest(ctx context.Context, p peer.ID, m *kadpb.Message) 
 		return nil, err
 	}
 	defer func() { _ = s.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
+	defer stop()
 	limit := maxKadReply
 	if m.GetType() == kadpb.Message_GET_PROVIDERS {
 		limit = maxProvidersReply

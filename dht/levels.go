@@ -218,8 +218,8 @@ func (d *Directory) Providers(ctx context.Context, attr string, count int) ([]pe
 // waits for peers that have died, each for as long as a dial takes to fail, and a search would have no time left.
 const providerPatience = time.Second
 
-// readProviders reads one key.
-func (d *Directory) readProviders(ctx context.Context, key cid.Cid, most int) (found []peer.AddrInfo) {
+// lookUpProviders reads one key by a whole lookup.
+func (d *Directory) lookUpProviders(ctx context.Context, key cid.Cid, most int) (found []peer.AddrInfo) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	patience := time.NewTimer(d.cfg.ColdTimeout / 2)

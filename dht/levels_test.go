@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	kad "github.com/libp2p/go-libp2p-kad-dht"
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
@@ -190,7 +189,7 @@ func TestAnAttributeOfManyMovesToTheNextLevelAndIsFoundThere(t *testing.T) {
 	crowd := 700
 	for _, p := range peers { // as if so many had announced themselves with each holder
 		for i := range crowd {
-			if err := p.dir.kad.(*kad.IpfsDHT).ProviderStore().AddProvider(t.Context(), key.Hash(), peer.AddrInfo{ID: identityOf(t, 10_000+i).id}); err != nil {
+			if err := p.dir.kad.(realKad).ProviderStore().AddProvider(t.Context(), key.Hash(), peer.AddrInfo{ID: identityOf(t, 10_000+i).id}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -10,11 +10,13 @@ import (
 	"github.com/ipfs/go-cid"
 	kadpb "github.com/libp2p/go-libp2p-kad-dht/pb"
 	kbucket "github.com/libp2p/go-libp2p-kbucket"
+	kadrecord "github.com/libp2p/go-libp2p-record"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/routing"
 	pstore "github.com/libp2p/go-libp2p/p2p/host/peerstore"
 	"github.com/libp2p/go-msgio"
+	"github.com/multiformats/go-multihash"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gridbeam/gridbeam/protocol"
@@ -94,6 +96,26 @@ func idsOfNodes(ns []*modelNode) []peer.ID {
 	out := make([]peer.ID, len(ns))
 	for i, n := range ns {
 		out[i] = n.id
+	}
+	return out
+}
+
+func (k *modelKad) nearest(key string, n int) []peer.ID {
+	w := k.n.w
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	if k.rt.Size() == 0 {
+		return nil
+	}
+	return idsOfNodes(k.n.knows(pointOf(key), n))
+}
+
+func (k *modelKad) kept(_ context.Context, key multihash.Multihash) (out []*peer.AddrInfo) {
+	w := k.n.w
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	for _, p := range k.n.providers(string(key), 0) {
+		out = append(out, &peer.AddrInfo{ID: p.id, Addrs: w.addrs(p)})
 	}
 	return out
 }
@@ -275,7 +297,7 @@ func (n *modelNode) providers(key string, shuffle uint64) []*modelNode {
 	return out
 }
 
-// serveKad answers the single requests of the Directory: PUT_VALUE, ADD_PROVIDER, GET_PROVIDERS and FIND_NODE.
+// serveKad answers the single requests of the Directory.
 func (n *modelNode) serveKad(s network.Stream) {
 	raw, err := msgio.NewVarintReaderSize(s, maxKadReply).ReadMsg()
 	req := &kadpb.Message{}
@@ -300,15 +322,18 @@ func (n *modelNode) serveKad(s network.Stream) {
 		}
 		w.mu.Unlock()
 		return
+	case kadpb.Message_GET_VALUE:
+		if v := n.value(string(req.Key)); v != nil {
+			resp.Record = kadrecord.MakePutRecord(string(req.Key), v)
+		}
+		n.closerLocked(resp, from)
 	case kadpb.Message_GET_PROVIDERS:
 		for _, p := range n.providers(string(req.Key), uint64(time.Now().UnixNano())) {
 			resp.ProviderPeers = append(resp.ProviderPeers, &kadpb.Message_Peer{Id: []byte(p.id), Addrs: [][]byte{p.addr.Bytes()}})
 		}
-		fallthrough
+		n.closerLocked(resp, from)
 	default:
-		for _, p := range n.knows(pointOf(string(req.Key)), w.cfg.k) {
-			resp.CloserPeers = append(resp.CloserPeers, &kadpb.Message_Peer{Id: []byte(p.id), Addrs: [][]byte{p.addr.Bytes()}})
-		}
+		n.closerLocked(resp, from)
 	}
 	w.mu.Unlock()
 	if raw, err = proto.Marshal(resp); err == nil {
@@ -316,6 +341,15 @@ func (n *modelNode) serveKad(s network.Stream) {
 	}
 	if err != nil {
 		_ = s.Reset()
+	}
+}
+
+// closerLocked names those that are nearer to a key, but not the asker.
+func (n *modelNode) closerLocked(resp *kadpb.Message, asker peer.ID) {
+	for _, p := range n.knows(pointOf(string(resp.Key)), n.w.cfg.k) {
+		if p.id != asker {
+			resp.CloserPeers = append(resp.CloserPeers, &kadpb.Message_Peer{Id: []byte(p.id), Addrs: [][]byte{p.addr.Bytes()}, Connection: kadpb.Message_CONNECTED})
+		}
 	}
 }
 

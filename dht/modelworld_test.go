@@ -32,7 +32,7 @@ type findings struct {
 }
 
 // heard is called when a replica has taken a heartbeat.
-func (f *findings) heard(from, at *modelNode, data []byte) {
+func (f *findings) heard(from, at *modelNode, data []byte, when time.Time) {
 	b, err := at.w.opened.beat(data, from.id)
 	if err != nil {
 		return
@@ -45,7 +45,7 @@ func (f *findings) heard(from, at *modelNode, data []byte) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.visible = append(f.visible, time.Since(since))
+	f.visible = append(f.visible, when.Sub(since))
 }
 
 // modelWorld drives a network: who comes, goes and changes, and what is asked.

@@ -377,7 +377,7 @@ func (o oracle) facts(t protocol.FilterTerm) []any {
 			return nil
 		case av.State == pb.NodeState_NODE_STATE_LEAVING:
 			return text("LEAVING")
-		case o.now.Sub(o.e.arrived) > 90*time.Second:
+		case o.now.Sub(o.e.arrived) > 89_500*time.Millisecond:
 			return text("STALE")
 		}
 		return text([]string{"", "READY", "BUSY", "DRAINING", "PAUSED"}[av.State])

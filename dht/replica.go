@@ -144,6 +144,7 @@ const (
 	beatEarly                 // too soon after the last one
 	beatFull                  // no room
 	beatTaken                 // held
+	beatSame                  // held, and it tells what the one before it told a short while ago
 	beatNews                  // held, and it speaks of a record that is not
 )
 
@@ -174,7 +175,9 @@ func (x *replica) putBeat(b *beat, gap time.Duration, now time.Time) beatFate {
 		i = x.allotLocked(b.peer, s)
 	}
 	n := x.at(i)
-	before := n.movingClasses()
+	before, told := n.movingClasses(), toldBy(b.av)
+	same := gap > 0 && n.beat != nil && !n.pending && n.told == told && d-n.arrived < 2*time.Duration(n.period)*time.Second
+	n.told = told
 	n.beatSeq, n.due, n.at, n.arrived = b.av.GetSeq(), max(s.due, d)+gap, d, d
 	if s.beatSeq == 0 {
 		n.due = d + gap
@@ -188,8 +191,11 @@ func (x *replica) putBeat(b *beat, gap time.Duration, now time.Time) beatFate {
 		}
 	}
 	x.lapses[i] = n.lapse()
-	if n.pending {
+	switch {
+	case n.pending:
 		return beatNews
+	case same:
+		return beatSame
 	}
 	return beatTaken
 }

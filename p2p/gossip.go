@@ -189,7 +189,7 @@ func (s *Subscription[T]) Close() { s.sub.Cancel() }
 // below -2,500 it is not heard at all (trust.md 5). It is 0 for strangers and up to a second old.
 func (h *Host) Score(p peer.ID) float64 { return h.scores.of(p) }
 
-// messageID is SHA-256 of topic and data (trust.md 5), and of the author where a message speaks for its
+// messageID is SHA-256 of topic and data (trust.md 5), cut short, and of the author where a message speaks for its
 // author alone: without that, a hostile peer that re-publishes somebody's message under its own name could
 // get the true one taken for a duplicate and dropped. On the trust topic anybody may forward anything.
 func messageID(m *pb.Message) string {
@@ -201,13 +201,24 @@ func messageID(m *pb.Message) string {
 		hash.Write(m.GetFrom())
 	}
 	hash.Write(m.GetData())
-	return string(hash.Sum(nil))
+	return string(hash.Sum(nil)[:messageIDSize])
 }
+
+const (
+	// messageIDSize is how much of the hash names a message, in bytes. A peer that finds two messages of one name has
+	// made both, as the author is part of it.
+	messageIDSize = 16
+	// dontWant is from which size on a host tells its neighbours at once that it has a message (IDONTWANT), in bytes:
+	// heartbeats have 230 and more. To twelve neighbours that takes about as many bytes as the message has on a
+	// stream, so nobody is moved to send much more than it has sent itself.
+	dontWant = 200
+)
 
 func (h *Host) newPubSub(ctx context.Context) (*pubsub.PubSub, error) {
 	params := pubsub.DefaultGossipSubParams()
 	params.D, params.Dlo, params.Dhi, params.Dscore, params.Dout = 8, 6, 12, 6, 3
-	params.FanoutTTL = 5 * time.Minute // heartbeats of 30-60 s publish without subscribing (discovery.md 4)
+	params.IDontWantMessageThreshold, params.MaxIDontWantMessages = dontWant, 4000 // of a neighbour and second
+	params.FanoutTTL = 5 * time.Minute                                             // heartbeats of 30-60 s publish without subscribing (discovery.md 4)
 
 	gater := pubsub.NewPeerGaterParams(0.33, pubsub.ScoreParameterDecay(2*time.Minute), pubsub.ScoreParameterDecay(time.Hour))
 	seen := newReplay()
