@@ -23,7 +23,7 @@ TOOLS := .tools/$(shell cat tools/go.mod tools/go.sum | sha256sum | cut -c1-16)
 BIN   := $(CURDIR)/$(TOOLS)
 
 .DEFAULT_GOAL := help
-.PHONY: help build sweep demo test packages test-system bench check lint protos generated race fuzz generate tidy tools clean
+.PHONY: help build sweep demo test packages test-system bench check lint protos generated race fuzz corpora generate tidy tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,12 @@ fuzz: ## each fuzz target for FUZZTIME
 			echo "$$(dirname $$f) $$t"; \
 			$(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) "$$(dirname $$f)" || exit 1; \
 		done; done
+
+corpora: ## keep what `make fuzz` has found, for the targets that have a file of it
+	@cache="$$($(GO) env GOCACHE)/fuzz/$$($(GO) list -m)"; for file in $$(find . -path '*/testdata/corpus/*.txt'); do \
+		t=$$(basename "$$file" .txt); at=$${file%/testdata/*}; \
+		{ cat "$$file"; for f in "$$cache/$$at/$$t"/*; do [ -f "$$f" ] && tail -n +2 "$$f" | paste -s; done; } | LC_ALL=C sort -u > "$$file.new"; \
+		mv "$$file.new" "$$file"; echo "$$file $$(wc -l < "$$file")"; done
 
 generate: $(TOOLS) ## Go code from protobufs
 	PATH="$(BIN):$$PATH" $(BIN)/buf generate

@@ -18,6 +18,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/gridbeam/gridbeam/internal/corpus"
 	"github.com/gridbeam/gridbeam/protocol"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
@@ -195,6 +196,7 @@ func TestNoLineIsMeasuredThroughARelay(t *testing.T) {
 }
 
 func FuzzMeasureRequest(f *testing.F) {
+	corpus.Add(f)
 	for _, m := range []*pb.MeasureRequest{
 		{},
 		{Ask: &pb.MeasureRequest_Begin{Begin: &pb.MeasureBegin{Format: measureFormat, MaxBytes: 1 << 30}}},
@@ -229,6 +231,7 @@ func FuzzMeasureRequest(f *testing.F) {
 }
 
 func FuzzMeasureReply(f *testing.F) {
+	corpus.Add(f)
 	label, err := protocol.SignLabel(identityOf(f, 990).key, identityOf(f, 991).id, protocol.LabelTier, "low", time.Unix(1<<33, 0))
 	if err != nil {
 		f.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"github.com/gridbeam/gridbeam/internal/corpus"
 	"github.com/gridbeam/gridbeam/protocol"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
@@ -191,6 +192,7 @@ func FuzzValidator(f *testing.F) {
 }
 
 func FuzzOpenBeat(f *testing.F) {
+	corpus.Add(f)
 	me := identityOf(f, 1)
 	record := sign(f, me.key, capabilitySeal(), machine(me.id, 5, epoch))
 	f.Add(sign(f, me.key, availabilitySeal(), heartbeat(me.id, 9, epoch, record, ready, &pb.GroupLoad{Free: 2})))

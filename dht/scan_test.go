@@ -15,6 +15,7 @@ import (
 	"github.com/libp2p/go-msgio"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/gridbeam/gridbeam/internal/corpus"
 	"github.com/gridbeam/gridbeam/protocol"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
@@ -280,6 +281,7 @@ func loneDirectory(t testing.TB) *Directory {
 // FuzzScanServer feeds arbitrary requests to a server that holds some records: whatever is asked, the answer is
 // within its limits, in order, and ends with one end or one error.
 func FuzzScanServer(f *testing.F) {
+	corpus.Add(f)
 	d := loneDirectory(f)
 	now := time.Now()
 	for i := range 20 {
@@ -331,6 +333,7 @@ func FuzzScanServer(f *testing.F) {
 // FuzzScanReader feeds arbitrary answers to the reader: it hands out only what verifies, and takes no more
 // than the limits.
 func FuzzScanReader(f *testing.F) {
+	corpus.Add(f)
 	now := time.Now()
 	who := identityOf(f, 700)
 	row := &pb.ScanRow{

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/gridbeam/gridbeam/internal/corpus"
 )
 
 const someCID = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi"
@@ -210,6 +212,7 @@ func TestVersionsCompareNumberByNumber(t *testing.T) {
 }
 
 func FuzzParseFilter(f *testing.F) {
+	corpus.Add(f)
 	for _, s := range []string{
 		"", "cpu.cores >= 1", `gpu.model in ["A100-40", 'l40s'] && !(gpu.free < 2) || gpu.mig`, "((gpu.mig))", "!!gpu.ecc",
 		`has_volume("` + someCID + `", 800)`, `gpu.driver >= version("550.54")`, `label("k") != "v\"\\"`, `node.region == "us-ca"`, "gpu.model == 'zz",

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/gridbeam/gridbeam/internal/corpus"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
 
@@ -118,7 +119,7 @@ func FuzzOpenReceipt(f *testing.F)      { fuzzSigned(f, nounReceipt.name) }
 func FuzzOpenCounterSign(f *testing.F)  { fuzzSigned(f, nounCounterSign.name) }
 func FuzzOpenAttestation(f *testing.F)  { fuzzSigned(f, nounAttestation.name) }
 func FuzzParseGrant(f *testing.F)       { fuzzSigned(f, nounGrant.name) }
-func FuzzOpenCapability(f *testing.F)   { fuzzSigned(f, nounCapability.name) }
+func FuzzOpenCapability(f *testing.F)   { corpus.Add(f); fuzzSigned(f, nounCapability.name) }
 
 // FuzzVerifyChain feeds a chain with a second link of whatever content, rightly signed: it never yields more than
 // the first allows.
@@ -308,7 +309,7 @@ func FuzzDecodeResult(f *testing.F) {
 }
 
 // FuzzOpenAvailability is of the one signed noun that has no Go struct of its own.
-func FuzzOpenAvailability(f *testing.F) { fuzzSigned(f, nounAvailability.name) }
+func FuzzOpenAvailability(f *testing.F) { corpus.Add(f); fuzzSigned(f, nounAvailability.name) }
 
 // The largest messages of each kind have to keep to the same bound.
 func TestTheLargestNounsAllocateInProportion(t *testing.T) {
