@@ -55,6 +55,9 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 	}
 	cfg.MDNS, cfg.Slots, cfg.Drain, cfg.Measure = f.mdns, f.slots, f.drain, f.measure
 	cfg.MeasureLine = file.MeasureLine
+	if cfg.Metrics = f.metrics; cfg.Metrics == "" {
+		cfg.Metrics = file.Metrics
+	}
 	cfg.OfferCPU = file.offersCPU()
 	if c.Flags().Changed("offer-cpu") {
 		cfg.OfferCPU = f.offerCPU
