@@ -349,11 +349,8 @@ func (s *site) run(ctx context.Context) error {
 	if s.line != nil {
 		part(s.line.run, serving)
 	}
-	if s.control != nil {
-		part(func(ctx context.Context) error { return serveControl(ctx, s.control, s.node) }, serving)
-	}
-	if s.metrics != nil {
-		part(func(ctx context.Context) error { return serveMetrics(ctx, s.metrics, s.node.Status) }, serving)
+	for _, f := range s.answers() {
+		part(f, serving)
 	}
 	spoken := make(chan struct{})
 	part(func(ctx context.Context) error { defer close(spoken); return s.speak(ctx) }, speaking)
@@ -390,6 +387,17 @@ func (s *site) run(ctx context.Context) error {
 		err = errors.Join(err, e)
 	}
 	return errors.Join(err, s.rest())
+}
+
+// answers are what answers the owner: by the socket, and Prometheus.
+func (s *site) answers() (parts []func(ctx context.Context) error) {
+	if s.control != nil {
+		parts = append(parts, func(ctx context.Context) error { return serveControl(ctx, s.control, s.node) })
+	}
+	if s.metrics != nil {
+		parts = append(parts, func(ctx context.Context) error { return serveMetrics(ctx, s.metrics, s.node.Status) })
+	}
+	return parts
 }
 
 // share is the memory in bytes of a chunk whose job does not say what it needs; 0 when nobody knows.
