@@ -8,9 +8,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/gridbeam/gridbeam/p2p"
 	"github.com/gridbeam/gridbeam/protocol"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
+	"github.com/gridbeam/gridbeam/volumes"
 )
 
 const (
@@ -158,4 +162,31 @@ func refusal(err error) error {
 		return p2p.Errorf(p2p.CodeUnauthorized, "%s", e)
 	}
 	return err
+}
+
+// reader says who may read which tree: a bridge with a right everything, since it has to fetch outputs; the
+// holders that a bridge names for a job's volumes those volumes.
+type reader struct {
+	gate *gate
+	book *book
+}
+
+var _ volumes.Authorizer = reader{}
+
+// MayRead implements volumes.Authorizer.
+func (r reader) MayRead(p peer.ID, root cid.Cid) bool {
+	if _, err := r.gate.any(p, protocol.AbilityJobSubmit); err == nil {
+		return true
+	}
+	r.book.mu.Lock()
+	defer r.book.mu.Unlock()
+	for _, m := range r.book.members {
+		for i := range m.terms.Volumes {
+			v := &m.terms.Volumes[i]
+			if v.Root == root && slices.ContainsFunc(v.Holders, func(h peer.AddrInfo) bool { return h.ID == p }) {
+				return true
+			}
+		}
+	}
+	return false
 }

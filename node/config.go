@@ -86,6 +86,9 @@ type Config struct {
 	Scratch string
 	// Control serves the owner's socket. Default true; false where virtual time runs.
 	Control bool
+	// Metrics is a loopback address, such as 127.0.0.1:9464, on which Prometheus may ask for /metrics. Default empty: nobody
+	// is answered.
+	Metrics string
 	// Schedule says when records and heartbeats go out. Default dht.DefaultSchedule.
 	Schedule dht.Schedule
 	// Buckets is Kademlia's bucket size. Default 20; tests of many hosts on one machine use 8.
@@ -146,6 +149,8 @@ func (c Config) Validate() error {
 		return bad("Idle", "is %s, want 5 s..1 h", c.Idle)
 	case len(c.Labels) > maxLabels:
 		return bad("Labels", "has %d, at most %d fit a record", len(c.Labels), maxLabels)
+	case c.Metrics != "" && loopback(c.Metrics) != "":
+		return bad("Metrics", "is %q, %s", c.Metrics, loopback(c.Metrics))
 	case c.Clock == nil:
 		return bad("Clock", "is nil")
 	}

@@ -26,6 +26,7 @@ type device struct {
 	lease protocol.LeaseID
 	taken bool
 	open  bool // it may be given away: it is healthy, and nothing bars it
+	seat  seat // where it is in the machine
 }
 
 // withDevices notes beside the token of a run which GPUs it has open; splitDevices reads it.
@@ -69,6 +70,7 @@ func (d *devices) update(inv *gpu.Inventory) (lost map[protocol.LeaseID]string) 
 		}
 		g, have := inv.Groups[x.Group], &d.all[at]
 		have.files, have.group, have.slug, have.vram, have.open = x.Files, x.Group, g.GetModel(), protocol.NominalGB(g.GetVramBytes()), x.Sellable()
+		have.seat = seatOf(x, g.GetNvlinkLinks())
 		switch x.Health {
 		case gpu.Faulted, gpu.Locked, gpu.Absent:
 			if have.taken {
@@ -129,18 +131,33 @@ func (d *devices) free(uuids []string) (n uint32) {
 	return n
 }
 
-// pick finds identical free devices for a chunk; nil when there are too few.
-func (d *devices) pick(t *protocol.JobTerms) []int {
+// pick finds identical free devices for a chunk, those that belong together best (tightest); nil when there are too few.
+func (d *devices) pick(t *protocol.JobTerms) (out []int) {
+	var groups []int // in the order of their first free device
 	byGroup := map[int][]int{}
 	for i := range d.all {
 		x := &d.all[i]
 		if x.taken || !x.open || d.barred || !x.fits(t) {
 			continue
 		}
-		byGroup[x.group] = append(byGroup[x.group], i)
-		if len(byGroup[x.group]) == int(t.GPUCount) {
-			return byGroup[x.group]
+		if len(byGroup[x.group]) == 0 {
+			groups = append(groups, x.group)
 		}
+		byGroup[x.group] = append(byGroup[x.group], i)
+	}
+	for _, g := range groups {
+		free := byGroup[g]
+		if len(free) < int(t.GPUCount) {
+			continue
+		}
+		seats := make([]seat, len(free))
+		for k, i := range free {
+			seats[k] = d.all[i].seat
+		}
+		for _, k := range tightest(seats, int(t.GPUCount)) {
+			out = append(out, free[k])
+		}
+		return out
 	}
 	return nil
 }

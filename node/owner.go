@@ -261,6 +261,9 @@ func (s *site) status() Status {
 	for _, o := range s.backends {
 		st.Executors = append(st.Executors, o.names()...)
 	}
+	if s.metrics != nil {
+		st.Metrics = s.metrics.Addr().String()
+	}
 	st.Selling = sellingOf(&st.Inventory.GPUs, s.barred, s.cfg.OfferCPU)
 	if st.Line = (LineStatus{Off: true}); s.line != nil {
 		st.Line = s.line.status(s.cfg.Clock())

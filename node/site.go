@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -47,6 +46,7 @@ type site struct {
 	gpus     *gpu.Monitor
 	barred   string // why no GPU can be handed to a program, empty when one can
 	control  net.Listener
+	metrics  net.Listener             // nil when Prometheus is not answered
 	boot     map[protocol.PeerID]bool // peers that are kept connected anyway
 
 	moved    chan struct{} // capacity 1: the state may have changed
@@ -143,6 +143,11 @@ func (n *Node) build(ctx context.Context, host *p2p.Host) (s *site, err error) {
 			return s, err
 		}
 	}
+	if cfg.Metrics != "" {
+		if s.metrics, err = listenMetrics(ctx, cfg.Metrics); err != nil {
+			return s, err
+		}
+	}
 	s.book.changed = func() { poke(s.moved) }
 	s.book.follow = s.follow
 	s.book.link = s.link
@@ -215,6 +220,9 @@ func (s *site) release() error {
 	}
 	if s.control != nil {
 		errs = append(errs, ignoreClosed(s.control.Close()))
+	}
+	if s.metrics != nil {
+		errs = append(errs, ignoreClosed(s.metrics.Close()))
 	}
 	if s.gpus != nil {
 		s.gpus.Close()
@@ -328,7 +336,7 @@ func (s *site) run(ctx context.Context) error {
 	defer stopServing()
 	speaking, stopSpeaking := context.WithCancel(s.life)
 	defer stopSpeaking()
-	ended := make(chan error, 9) // one for each of the nine below
+	ended := make(chan error, 10) // one for each of the ten below
 	var parts sync.WaitGroup
 	part := func(f func(ctx context.Context) error, ctx context.Context) {
 		parts.Go(func() { ended <- f(ctx) })
@@ -341,8 +349,8 @@ func (s *site) run(ctx context.Context) error {
 	if s.line != nil {
 		part(s.line.run, serving)
 	}
-	if s.control != nil {
-		part(func(ctx context.Context) error { return serveControl(ctx, s.control, s.node) }, serving)
+	for _, f := range s.answers() {
+		part(f, serving)
 	}
 	spoken := make(chan struct{})
 	part(func(ctx context.Context) error { defer close(spoken); return s.speak(ctx) }, speaking)
@@ -379,6 +387,17 @@ func (s *site) run(ctx context.Context) error {
 		err = errors.Join(err, e)
 	}
 	return errors.Join(err, s.rest())
+}
+
+// answers are what answers the owner: by the socket, and Prometheus.
+func (s *site) answers() (parts []func(ctx context.Context) error) {
+	if s.control != nil {
+		parts = append(parts, func(ctx context.Context) error { return serveControl(ctx, s.control, s.node) })
+	}
+	if s.metrics != nil {
+		parts = append(parts, func(ctx context.Context) error { return serveMetrics(ctx, s.metrics, s.node.Status) })
+	}
+	return parts
 }
 
 // share is the memory in bytes of a chunk whose job does not say what it needs; 0 when nobody knows.
@@ -561,31 +580,4 @@ func (s *site) reconsider() {
 	if changed {
 		s.announce.BeatChanged()
 	}
-}
-
-// reader says who may read which tree: a bridge with a right everything, since it has to fetch outputs; the
-// holders that a bridge names for a job's volumes those volumes.
-type reader struct {
-	gate *gate
-	book *book
-}
-
-var _ volumes.Authorizer = reader{}
-
-// MayRead implements volumes.Authorizer.
-func (r reader) MayRead(p peer.ID, root cid.Cid) bool {
-	if _, err := r.gate.any(p, protocol.AbilityJobSubmit); err == nil {
-		return true
-	}
-	r.book.mu.Lock()
-	defer r.book.mu.Unlock()
-	for _, m := range r.book.members {
-		for i := range m.terms.Volumes {
-			v := &m.terms.Volumes[i]
-			if v.Root == root && slices.ContainsFunc(v.Holders, func(h peer.AddrInfo) bool { return h.ID == p }) {
-				return true
-			}
-		}
-	}
-	return false
 }

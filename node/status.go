@@ -34,6 +34,8 @@ type Status struct {
 	Started time.Time `json:"started"`
 	// Addresses are where others reach it, each ending in its peer ID.
 	Addresses []string `json:"addresses"`
+	// Metrics is where Prometheus may ask for /metrics; empty when nowhere.
+	Metrics string `json:"metrics,omitempty"`
 	// Reachability is how others reach it: public, holepunch, relay, none, or empty while nobody has told.
 	Reachability p2p.Reachability `json:"reachability,omitempty"`
 	// State since Since; Why says why it is not READY, with what to do.

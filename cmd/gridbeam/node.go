@@ -40,6 +40,7 @@ type nodeFile struct {
 	Research     *bool    `yaml:"research"`
 	MeasureLine  *bool    `yaml:"measure_line"`
 	Location     location `yaml:"location"`
+	Metrics      string   `yaml:"metrics"`
 }
 
 // offer is node.yaml's word for what of the machine is offered.
@@ -98,6 +99,8 @@ const nodeFileText = `# How this machine is offered. Each line shows its default
 # Whether peers measure how fast this machine's line is, after the start and daily, while there is no work: 8 seconds each way
 # with each of two peers, at most 4 GiB each. Jobs that ask for bandwidth, and rewards, need it. Where all known peers are local: no.
 #measure_line: true
+# A loopback address on which Prometheus may ask for /metrics, such as 127.0.0.1:9464.
+#metrics: ""
 `
 
 type nodeFlags struct {
@@ -113,6 +116,7 @@ type nodeFlags struct {
 	mdns         bool
 	measureLine  bool
 	offerCPU     bool
+	metrics      string
 	drain        time.Duration
 	measure      time.Duration
 	out          output
@@ -199,6 +203,7 @@ its owner offers the processors even so: offer: {cpu: true} in node.yaml, or --o
 	fl.StringVar(&f.region, "region", "", "where this machine is, for all to see: a region (eu), country (DE) or subdivision (DE-BE); none says nothing (default: location in "+nodeFileName+", else nothing)")
 	fl.BoolVar(&f.mdns, "mdns", true, "find peers in the local network")
 	fl.BoolVar(&f.measureLine, "measure-line", true, "let two peers measure how fast this machine's line is, daily and while there is no work: 8 s each way, at most 4 GiB each (default: unless --local)")
+	fl.StringVar(&f.metrics, "metrics", "", "answer Prometheus at /metrics on this loopback address, such as 127.0.0.1:9464 (default: nowhere)")
 	fl.BoolVar(&f.offerCPU, "offer-cpu", false, "offer the processors although the machine has GPUs and all of them are broken; without it such a node takes no work (default: offer in "+nodeFileName+", else no)")
 	fl.BoolVar(&f.local, "local", false, "one machine or LAN: do not ask others whether this machine can be reached (default: when all known peers are local)")
 	fl.DurationVar(&f.drain, "drain", 5*time.Second, "how long running chunks may go on after Ctrl-C")
@@ -326,6 +331,9 @@ func writeNode(w io.Writer, s *node.Status) {
 		p("bridge     %s %s, %d receipts, %d not counter-signed yet", b.Peer, state, b.Receipts, b.Open)
 	}
 	p("done       %d chunks, %d failed", s.Done, s.Failed)
+	if s.Metrics != "" {
+		p("metrics    http://%s/metrics", s.Metrics)
+	}
 	if s.Reachability != "" {
 		p("reached    %s", reachText[s.Reachability])
 	}

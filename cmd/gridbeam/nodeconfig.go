@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -54,14 +55,7 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 		f.labels = file.Labels
 	}
 	cfg.MDNS, cfg.Slots, cfg.Drain, cfg.Measure = f.mdns, f.slots, f.drain, f.measure
-	cfg.MeasureLine = file.MeasureLine
-	cfg.OfferCPU = file.offersCPU()
-	if c.Flags().Changed("offer-cpu") {
-		cfg.OfferCPU = f.offerCPU
-	}
-	if c.Flags().Changed("measure-line") {
-		cfg.MeasureLine = &f.measureLine
-	}
+	file.choices(c, f, &cfg)
 	if f.price != "" {
 		ask, err := protocol.ParseMoney(f.price)
 		if err != nil || ask < 0 {
@@ -139,6 +133,19 @@ func readNodeFile(path string) (file nodeFile, err error) {
 		return file, usagef("%s: %s", path, yaml.FormatError(err, false, true))
 	}
 	return file, nil
+}
+
+// choices are what the owner may say otherwise, by flag or file.
+func (file *nodeFile) choices(c *cobra.Command, f *nodeFlags, cfg *node.Config) {
+	cfg.MeasureLine = file.MeasureLine
+	if c.Flags().Changed("measure-line") {
+		cfg.MeasureLine = &f.measureLine
+	}
+	cfg.OfferCPU = file.offersCPU()
+	if c.Flags().Changed("offer-cpu") {
+		cfg.OfferCPU = f.offerCPU
+	}
+	cfg.Metrics = cmp.Or(f.metrics, file.Metrics)
 }
 
 // offersCPU says that processors are offered although all GPUs are broken.

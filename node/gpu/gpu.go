@@ -132,6 +132,8 @@ type Board struct {
 	ECCPending bool `json:"ecc_pending,omitempty"`
 	// Peers are the PCI addresses of GPUs that NVLink joins it with directly, Switches says that it goes through NVSwitch.
 	Peers []string `json:"nvlink_peers,omitempty"`
+	// PeerLinks is how many NVLinks lead to each of Peers.
+	PeerLinks map[string]int `json:"nvlink_peer_links,omitempty"`
 	// Switches says that its NVLinks end at NVSwitches.
 	Switches bool `json:"nvswitch,omitempty"`
 	// Island numbers the set of GPUs that NVLink joins, from 0; nil without NVLink.

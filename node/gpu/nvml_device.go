@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -215,7 +214,14 @@ func (p *probe) links(d nvml.Device, g *pb.GpuGroup, dev *Device) {
 			}
 		}
 		if remote, r := d.GetNvLinkRemotePciInfo(i); r == nvml.SUCCESS {
-			if bus := busOf(&remote); bus != dev.Bus && !slices.Contains(b.Peers, bus) {
+			bus := busOf(&remote)
+			if bus == dev.Bus {
+				continue
+			}
+			if b.PeerLinks == nil {
+				b.PeerLinks = map[string]int{}
+			}
+			if b.PeerLinks[bus]++; b.PeerLinks[bus] == 1 {
 				b.Peers = append(b.Peers, bus)
 			}
 		}

@@ -119,7 +119,7 @@ func TestEverythingThatTheRecordHasAFieldForIsRead(t *testing.T) {
 	d := inv.Devices[0]
 	b, now := d.Board, d.Now
 	if b.BAR1 != 128<<30 || b.Persistence == nil || !*b.Persistence || b.ComputeMode != "exclusive-process" || !slices.Equal(b.Peers, []string{"0000:02:00.0"}) ||
-		b.Island == nil || *b.Island != 0 || b.Cluster == "" || b.PCIeGen != 1 || b.PCIeWidth != 8 || d.NUMA == nil || *d.NUMA != 1 || inv.Devices[1].NUMA != nil {
+		b.PeerLinks["0000:02:00.0"] != 2 || b.Island == nil || *b.Island != 0 || b.Cluster == "" || b.PCIeGen != 1 || b.PCIeWidth != 8 || d.NUMA == nil || *d.NUMA != 1 || inv.Devices[1].NUMA != nil {
 		t.Errorf("board is %+v, NUMA %v and %v", b, d.NUMA, inv.Devices[1].NUMA)
 	}
 	if len(d.Notes) != 1 || !strings.Contains(d.Notes[0], "8 of 16 lanes") {
