@@ -2,6 +2,7 @@ package dht
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -83,12 +84,7 @@ func (g modelGossip) Publish(_ context.Context, topic string, data []byte) (int,
 }
 
 func connectedLocked(a, b *modelNode) bool {
-	for _, o := range a.conns {
-		if o == b {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(a.conns, b)
 }
 
 // send brings a copy on its way; the network's mu is held for reading.

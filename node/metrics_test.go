@@ -82,6 +82,9 @@ func TestPrometheusIsAnsweredOnLoopbackAlone(t *testing.T) {
 	if code, text := get("evil.example:80", "/metrics"); code != http.StatusForbidden || strings.Contains(text, "slots") {
 		t.Errorf("a page that has made its name mean this machine is answered with %d: %s", code, text)
 	}
+	if code, _ := get("localhost:9464", "/metrics"); code != http.StatusOK {
+		t.Errorf("who asks for localhost is answered with %d", code)
+	}
 	if code, _ := get("", "/status"); code != http.StatusNotFound {
 		t.Errorf("another path is answered with %d", code)
 	}
