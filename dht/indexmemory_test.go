@@ -82,3 +82,22 @@ func TestAReplicaGetsNewRecordsFromNodesAndOtherReplicas(t *testing.T) {
 		w.end()
 	})
 }
+
+func TestKeysAreAnnouncedOnceMoreSoonAfterTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := ordinary(15, 30, 3)
+		cfg.moves, cfg.churn, cfg.loss = 0, 0, 0
+		w := newModelWorld(t, cfg)
+		n := w.come(nil)
+		told := func(after time.Duration) int64 {
+			before := n.now()
+			pass(after)
+			return n.now().less(before).kinds[kadpb.Message_ADD_PROVIDER]
+		}
+		first, again, later := told(time.Minute), told(2*time.Minute), told(50*time.Minute)
+		if first == 0 || again != first || later != 0 {
+			t.Errorf("%d holders told at the start, %d two minutes later, %d within the hour", first, again, later)
+		}
+		w.end()
+	})
+}

@@ -16,7 +16,7 @@ import (
 
 // A walk asks one holder after the other, where kad-dht's lookups ask ten at a time and at last all K: those find
 // whom a record has to be given to, a walk reads what some of them hold. Holders can withhold, so a single one is not
-// believed (docs/adr/0016).
+// believed (docs/adr/0015).
 const (
 	// walkEnds is how many of the nearest servers have to answer before nothing is nothing: a fifth of them
 	// withholding, all of four do in 1 walk of 600. Once one has given something, all K are asked until enough agree.
