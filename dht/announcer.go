@@ -115,6 +115,7 @@ type Announcer struct {
 
 	seq     uint64
 	beatSeq uint64
+	planted bool // keys have been announced since the start
 	tries   int
 	failing bool
 }
@@ -416,7 +417,12 @@ func (a *Announcer) publishKeys(ctx context.Context) time.Duration {
 		a.d.log.Debug("provider keys not announced, trying again", "err", err)
 		return a.plan.Retry[min(1, len(a.plan.Retry)-1)]
 	}
-	return a.vary(a.plan.Provide)
+	if a.planted {
+		return a.vary(a.plan.Provide)
+	}
+	// Right after the start few servers may be known, as when a whole network starts: soon the nearest are.
+	a.planted = true
+	return a.vary(a.plan.RecordGap)
 }
 
 // goodbye tells the others that we leave; it is done when the time is up, said or not. The heartbeat goes

@@ -34,7 +34,8 @@ func (d *Directory) learnFromReplica(ctx context.Context) bool {
 		return false
 	}
 	opened := newOpener()
-	for _, id := range d.indexPeers(find) {
+	ids, _ := d.indexPeers(find, false)
+	for _, id := range ids {
 		a := d.askIndex(ctx, id, Query{Literal: true}, opened)
 		for _, row := range a.rows {
 			d.index.learn(row, d.now())

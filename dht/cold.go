@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
@@ -69,17 +70,16 @@ func (d *Directory) searchCold(ctx context.Context, query Query, found *replica)
 // sample finds peers to ask: those that announced what the filter is about, else all. We leave ourselves out.
 func (d *Directory) sample(ctx context.Context, query Query) []peer.ID {
 	var ids []peer.ID
-	for _, attrs := range [][]string{hints(query.Filter), {AttrAll}} {
-		named := make([][]peer.AddrInfo, len(attrs))
+	attrs := hints(query.Filter)
+	// Of several keys some have nobody: only when all are empty are they looked up as a whole.
+	for _, try := range []struct {
+		attrs []string
+		read  func(context.Context, cid.Cid, int) []peer.AddrInfo
+	}{{attrs, d.readProviders}, {attrs, d.lookUpProviders}, {[]string{AttrAll}, d.readProviders}, {[]string{AttrAll}, d.lookUpProviders}} {
+		named := make([][]peer.AddrInfo, len(try.attrs))
 		var all sync.WaitGroup
-		for i, a := range attrs {
-			all.Go(func() {
-				infos, err := d.Providers(ctx, a, d.cfg.ColdSample)
-				if err != nil {
-					d.log.Debug("providers not found", "attr", a, "err", err)
-				}
-				named[i] = infos
-			})
+		for i, a := range try.attrs {
+			all.Go(func() { named[i] = d.providers(ctx, a, d.cfg.ColdSample, try.read) })
 		}
 		all.Wait()
 		for _, infos := range named {
@@ -160,6 +160,9 @@ func (d *Directory) reach(ctx context.Context, id peer.ID) (answered, error) {
 		if found, ok := d.askItself(ctx, id); ok {
 			return found, nil
 		}
+	}
+	if err := ctx.Err(); err != nil {
+		return answered{}, fmt.Errorf("asking %s: %w", id, err)
 	}
 	rec, err := d.fromDHT(ctx, id, 1)
 	if err != nil {

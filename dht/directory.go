@@ -74,6 +74,7 @@ type Directory struct {
 	probes    *rates        // of what costs us dialling
 	watches   *rates        // of round trips that have to be measured first
 	sampled   samples
+	indexes   indexes
 	around    surroundings
 	started   time.Time    // when New was called, by our clock
 	order     uint64       // of this peer (orderOf)
@@ -122,6 +123,7 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		fetching: map[peer.ID]bool{},
 		levels:   map[string]perch{},
 		judge:    judge{openCapability, openBeat},
+		indexes:  indexes{turn: make(chan struct{}, 1)},
 	}
 	d.join = d.joinKademlia
 	return d, nil
@@ -303,8 +305,8 @@ func (d *Directory) heard(id peer.ID) bool {
 	return ok && e.beat != nil
 }
 
-// fetch brings the record that the peer's heartbeat speaks of: from the peer when we are connected, else
-// from the DHT, where one copy suffices unless it is an old one.
+// fetch brings the record that the peer's heartbeat speaks of: from the peer when we are connected, else from another
+// replica, else from the DHT, where one copy suffices unless it is an old one.
 func (d *Directory) fetch(ctx context.Context, id peer.ID) error {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.FetchTimeout)
 	defer cancel()
@@ -328,6 +330,7 @@ func (d *Directory) fetch(ctx context.Context, id peer.ID) error {
 	if !d.index.beats(id) { // a peer that has been greeted and does not offer itself
 		return nil
 	}
+	d.fromReplicas(ctx, id, settled)
 	for _, quorum := range []int{1, 0} {
 		if settled() {
 			return nil
@@ -344,12 +347,50 @@ func (d *Directory) fetch(ctx context.Context, id peer.ID) error {
 	return nil
 }
 
+const (
+	replicasAsked = 2                      // for a record, before the DHT is
+	replicasPause = 250 * time.Millisecond // between them: some are connected to the node, and fetch it just now
+)
+
+// fromReplicas asks other index peers for a record, one message each, until it is there. They need not be believed:
+// the node has signed it, and its heartbeat says which one it is.
+func (d *Directory) fromReplicas(ctx context.Context, id peer.ID, settled func() bool) {
+	if settled() {
+		return
+	}
+	for i, of := range d.otherReplicas(ctx) {
+		if i > 0 && pauseFor(ctx, replicasPause) != nil || i == replicasAsked {
+			return
+		}
+		if found, err := d.ask(ctx, of, []peer.ID{id}); err == nil && len(found) == 1 {
+			d.index.putRecord(found[0].record, d.now())
+		}
+		if settled() {
+			return
+		}
+	}
+}
+
+func pauseFor(ctx context.Context, wait time.Duration) error {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // fromDHT reads a record from its holders, verifying it again: holders do not validate when they serve. With a quorum
 // above 0 one more than that many copies suffice; when few holders tell of none, all are asked.
 func (d *Directory) fromDHT(ctx context.Context, id peer.ID, quorum int) (*record, error) {
 	if quorum > 0 {
 		if rec := d.readRecord(ctx, id, quorum); rec != nil {
 			return rec, nil
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
 	}
 	raw, err := d.kad.GetValue(ctx, capabilityKey(id), kad.Quorum(quorum))

@@ -55,6 +55,7 @@ type polled struct {
 	upTo    uint64 // the answer holds every match whose shuffled order is at most this
 	clauses []*pb.ClauseCount
 	groups  []string // its network and its operator
+	own     []byte   // its capability, as it says itself
 }
 
 // findIndex asks index peers of different networks and operators, and unites what they give; each envelope is
@@ -65,7 +66,12 @@ func (d *Directory) findIndex(ctx context.Context, query Query) ([]Candidate, Ex
 		return nil, Explanation{}, err
 	}
 	defer cancel()
-	answers := d.poll(ctx, query, d.indexPeers(ctx))
+	ids, remembered := d.indexPeers(ctx, false)
+	answers := d.poll(ctx, query, ids, nil)
+	if remembered && independent(answers) < d.cfg.IndexPeers {
+		ids, _ = d.indexPeers(ctx, true)
+		answers = d.poll(ctx, query, ids, answers)
+	}
 	lacking(answers, query.Seed)
 	found := newReplica(d.cfg.MaxNodes)
 	ex := Explanation{Tier: "index", IndexWanted: d.cfg.IndexPeers}
@@ -124,52 +130,120 @@ func (d *Directory) united(query Query, found *replica, ex Explanation, answers 
 	return out, ex, nil
 }
 
-// indexPeers finds peers that announced the role, those that we are connected to first, as they cost no dial.
-func (d *Directory) indexPeers(ctx context.Context) []peer.ID {
+// indexMemory is for how long the index peers that were found are asked again without a look for others.
+const indexMemory = 30 * time.Minute
+
+// indexes are the index peers that were found last.
+type indexes struct {
+	turn chan struct{} // capacity 1, taken while they are looked for: who comes meanwhile waits for what is found
+	ids  []peer.ID
+	at   time.Time // zero when none were looked for
+}
+
+// take begins a turn, which release ends; it says whether ctx let it.
+func (m *indexes) take(ctx context.Context) bool {
+	select {
+	case m.turn <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (m *indexes) release() { <-m.turn }
+
+// indexPeers finds peers that announced the role, those that we are connected to first, as they cost no dial. Those of
+// the last half hour are remembered, unless fewer than are asked are still connected, or others are wanted.
+func (d *Directory) indexPeers(ctx context.Context, others bool) (ids []peer.ID, remembered bool) {
+	m := &d.indexes
+	if !m.take(ctx) {
+		return nil, false
+	}
+	defer m.release()
+	if !others && !m.at.IsZero() && d.now().Sub(m.at) < indexMemory {
+		ids = slices.DeleteFunc(slices.Clone(m.ids), func(id peer.ID) bool { return !d.connected(id) })
+		remembered = len(ids) >= d.cfg.IndexPeers
+	}
+	if !remembered {
+		ids = d.findIndexPeers(ctx)
+		m.ids, m.at = slices.Clone(ids), d.now()
+	}
+	d.mu.Lock()
+	d.rnd.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
+	d.mu.Unlock()
+	slices.SortStableFunc(ids, func(a, b peer.ID) int { return btoi(!d.connected(a)) - btoi(!d.connected(b)) })
+	return ids, remembered
+}
+
+// otherReplicas are index peers that we are connected to, in random order. They are looked for every half hour, also
+// when there are few.
+func (d *Directory) otherReplicas(ctx context.Context) []peer.ID {
+	m := &d.indexes
+	if !m.take(ctx) {
+		return nil
+	}
+	defer m.release()
+	if m.at.IsZero() || d.now().Sub(m.at) >= indexMemory {
+		m.ids, m.at = d.findIndexPeers(ctx), d.now()
+	}
+	ids := slices.DeleteFunc(slices.Clone(m.ids), func(id peer.ID) bool { return !d.connected(id) })
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.rnd.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
+	return ids
+}
+
+func (d *Directory) findIndexPeers(ctx context.Context) (ids []peer.ID) {
 	infos, err := d.Providers(ctx, attrIndex, indexSample)
 	if err != nil {
 		d.log.Debug("index peers not found", "err", err)
 	}
-	var ids []peer.ID
 	for _, info := range infos {
 		if info.ID != d.host.ID() {
 			d.host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.TempAddrTTL)
 			ids = append(ids, info.ID)
 		}
 	}
-	ids = sortedIDs(ids)
-	d.mu.Lock()
-	d.rnd.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
-	d.mu.Unlock()
-	slices.SortStableFunc(ids, func(a, b peer.ID) int { return btoi(!d.connected(a)) - btoi(!d.connected(b)) })
-	return ids
+	return sortedIDs(ids)
 }
 
 func (d *Directory) connected(id peer.ID) bool {
 	return d.host.Network().Connectedness(id) == network.Connected
 }
 
-// poll asks until Config.IndexPeers of different networks and operators have answered, at most indexAttempts.
-func (d *Directory) poll(ctx context.Context, query Query, ids []peer.ID) []*polled {
-	var out []*polled
-	groups, heard, opened := map[string]bool{}, 0, newOpener()
+// poll asks until Config.IndexPeers of different networks and operators have answered, those of earlier answers
+// included; at most indexAttempts of ids.
+func (d *Directory) poll(ctx context.Context, query Query, ids []peer.ID, out []*polled) []*polled {
+	opened := newOpener()
+	ids = slices.DeleteFunc(ids, func(id peer.ID) bool {
+		return slices.ContainsFunc(out, func(a *polled) bool { return a.Peer == id })
+	})
 	ids = ids[:min(len(ids), indexAttempts)]
-	for heard < d.cfg.IndexPeers && len(ids) > 0 && ctx.Err() == nil {
-		n := min(d.cfg.IndexPeers-heard, len(ids))
+	for len(ids) > 0 && ctx.Err() == nil {
+		n := min(d.cfg.IndexPeers-independent(out), len(ids))
+		if n <= 0 {
+			break
+		}
 		round := make([]*polled, n)
 		var wg sync.WaitGroup
 		for i, id := range ids[:n] {
 			wg.Go(func() { round[i] = d.askIndex(ctx, id, query, opened) })
 		}
 		wg.Wait()
-		ids = ids[n:]
-		for _, a := range round {
-			if out = append(out, a); a.Err == nil {
-				heard += btoi(fresh(groups, a.groups))
-			}
-		}
+		ids, out = ids[n:], append(out, round...)
 	}
 	return out
+}
+
+// independent is how many have answered that are of different networks and operators.
+func independent(answers []*polled) (n int) {
+	groups := map[string]bool{}
+	for _, a := range answers {
+		if a.Err == nil {
+			n += btoi(fresh(groups, a.groups))
+		}
+	}
+	return n
 }
 
 // fresh adds the groups of an answer; it says whether all are new: then the answer is independent of those
@@ -206,6 +280,9 @@ func (d *Directory) askIndex(ctx context.Context, of peer.ID, query Query, opene
 			a.Err = err
 			return a
 		}
+		if len(end.GetOwn()) > 0 {
+			a.own = end.GetOwn()
+		}
 		a.Matched, a.Population, a.clauses, a.upTo = int(end.GetMatched()), int(end.GetPopulation()), end.GetExplanation(), math.MaxUint64
 		next := end.GetCursor()
 		if len(next) == 0 {
@@ -220,7 +297,7 @@ func (d *Directory) askIndex(ctx context.Context, of peer.ID, query Query, opene
 			break
 		}
 	}
-	a.Given, a.groups = len(a.rows), d.groupsOf(ctx, of)
+	a.Given, a.groups = len(a.rows), d.groupsOf(ctx, of, a.own)
 	return a
 }
 
@@ -257,9 +334,9 @@ func (d *Directory) askPage(ctx context.Context, of peer.ID, req *pb.FindRequest
 
 // groupsOf names the network and the operator of an index peer: two of one operator, or of one /16 (IPv6: /32),
 // are not independent. On loopback all are of one network, so there it does not count.
-func (d *Directory) groupsOf(ctx context.Context, id peer.ID) []string {
+func (d *Directory) groupsOf(ctx context.Context, id peer.ID, own []byte) []string {
 	out := []string{"peer " + string(id)}
-	if op, ok := d.operatorOf(ctx, id); ok {
+	if op, ok := d.operatorOf(ctx, id, own); ok {
 		out = append(out, "operator "+string(op))
 	}
 	if d.cfg.Loopback {
@@ -286,13 +363,17 @@ func netOf(a multiaddr.Multiaddr, v4bytes, v6bytes int) string {
 	return ""
 }
 
-// operatorOf reads the operator's label in the peer's own record.
-func (d *Directory) operatorOf(ctx context.Context, id peer.ID) (peer.ID, bool) {
-	found, err := d.ask(ctx, id, []peer.ID{id})
-	if err != nil || len(found) != 1 {
-		return "", false
+// operatorOf reads the operator's label in the peer's own record, which it gave with its answer; else it is asked.
+func (d *Directory) operatorOf(ctx context.Context, id peer.ID, own []byte) (peer.ID, bool) {
+	rec, err := d.judge.capability(own, id, d.now())
+	if err != nil {
+		found, err := d.ask(ctx, id, []peer.ID{id})
+		if err != nil || len(found) != 1 {
+			return "", false
+		}
+		rec = found[0].record
 	}
-	for _, l := range found[0].record.cap.GetLabels() {
+	for _, l := range rec.cap.GetLabels() {
 		if l.GetKey() == protocol.LabelOperator {
 			if op, ok := protocol.VerifyLabel(l, id, d.now()); ok {
 				return op, true

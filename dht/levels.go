@@ -204,14 +204,22 @@ func (d *Directory) Providers(ctx context.Context, attr string, count int) ([]pe
 	if err := d.waitServers(ctx); err != nil {
 		return nil, err
 	}
-	out := descend(max(count, 1), d.roll, func(bits string, most int) (found []peer.AddrInfo) {
+	out := d.providers(ctx, attr, count, d.readProviders)
+	if len(out) == 0 {
+		out = d.providers(ctx, attr, count, d.lookUpProviders)
+	}
+	return out, nil
+}
+
+// providers reads the keys of an attribute.
+func (d *Directory) providers(ctx context.Context, attr string, count int, read func(context.Context, cid.Cid, int) []peer.AddrInfo) []peer.AddrInfo {
+	return descend(max(count, 1), d.roll, func(bits string, most int) []peer.AddrInfo {
 		key, err := providerKey(attr, bits)
 		if err != nil {
 			return nil
 		}
-		return d.readProviders(ctx, key, most)
+		return read(ctx, key, most)
 	})
-	return out, nil
 }
 
 // providerPatience is how long a lookup may go on without naming one more provider after it has named some: then it

@@ -316,7 +316,8 @@ func (d *Directory) Measurers(ctx context.Context, known ...peer.ID) ([]Measurer
 	})
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.ColdTimeout)
 	defer cancel()
-	for _, id := range d.indexPeers(ctx) {
+	found, _ := d.indexPeers(ctx, false)
+	for _, id := range found {
 		if !slices.Contains(ids, id) {
 			ids = append(ids, id)
 		}

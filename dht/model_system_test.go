@@ -8,8 +8,7 @@ import (
 	"time"
 )
 
-// The goals of discovery.md 12 over two hours. Those that are known to be missed are in docs/directory.md with the
-// reason, and stand here as they were measured, so that nothing gets worse unseen.
+// The goals of discovery.md 12 over two hours.
 
 func TestAModelOf1000NodesHoldsItsGoals(t *testing.T) {
 	if raceEnabled {
@@ -17,8 +16,8 @@ func TestAModelOf1000NodesHoldsItsGoals(t *testing.T) {
 	}
 	r := modelled(t, ordinary(1, 1_000, 5), 20*time.Minute, 2*time.Hour, 24)
 	goals{
-		recall: 0.995, visible: 2 * time.Second, killed: 90*time.Second + pollStep, left: 2 * time.Second, idle: 520,
-		ingest: 60_000, coldClient: 3 * time.Second, allPaths: 0.99, dhtAlone: 0.95,
+		recall: 0.995, visible: 2 * time.Second, killed: 90*time.Second + pollStep, left: 2 * time.Second, idle: 500,
+		ingest: 25_000, coldClient: 3 * time.Second, allPaths: 0.99, dhtAlone: 0.95, messages: true,
 	}.hold(t, &r)
 	recall := min(mean(r.f.recalls["replica all"]), mean(r.f.recalls["index peers all"]))
 	fmt.Printf("BenchmarkModel1k 1 0 ns/op %f recall %f idle-B/s\n", recall, max(r.idle.sent, r.idle.received)) // bench reads it
@@ -31,7 +30,7 @@ func TestAModelOf10000NodesHoldsItsGoals(t *testing.T) {
 	r := modelled(t, ordinary(1, 10_000, 5), 20*time.Minute, 2*time.Hour, 24)
 	goals{
 		recall: 0.99, visible: 3 * time.Second, killed: 90*time.Second + pollStep, left: 2 * time.Second, idle: 500,
-		ingest: 600_000, coldClient: 10 * time.Second, allPaths: 0.99, dhtAlone: 0.95,
+		ingest: 250_000, coldClient: 10 * time.Second, allPaths: 0.99, dhtAlone: 0.95, messages: true,
 	}.hold(t, &r)
 }
 

@@ -73,7 +73,7 @@ func (g modelGossip) Publish(_ context.Context, topic string, data []byte) (int,
 	}
 	direct := 0
 	for i, p := range s.peers {
-		if p == n || !connectedLocked(n, p) {
+		if p == n || !slices.Contains(n.conns, p) {
 			continue
 		}
 		direct++
@@ -81,10 +81,6 @@ func (g modelGossip) Publish(_ context.Context, topic string, data []byte) (int,
 		s.send(n, -1, i, w.way(n, p, int(s.size)))
 	}
 	return direct, nil
-}
-
-func connectedLocked(a, b *modelNode) bool {
-	return slices.Contains(a.conns, b)
 }
 
 // send brings a copy on its way; the network's mu is held for reading.
@@ -129,21 +125,12 @@ func (s *spreading) arrive(fromAt, at int) {
 	now := time.Now()
 	for i, o := range s.peers {
 		s.mu.Lock()
-		at, told := s.told[[2]int{at, i}]
+		since, told := s.told[[2]int{at, i}]
 		s.mu.Unlock()
-		if o != p && i != fromAt && o != s.g.n && o.up && !(told && !at.After(now)) {
-			s.send(p, s.index(p), i, w.base(p, o))
+		if has := told && !since.After(now); i != at && i != fromAt && o != s.g.n && o.up && !has {
+			s.send(p, at, i, w.base(p, o))
 		}
 	}
-}
-
-func (s *spreading) index(p *modelNode) int {
-	for i, o := range s.peers {
-		if o == p {
-			return i
-		}
-	}
-	return -1
 }
 
 // tell says to the mesh that an index peer has the message; the network's mu is held for reading.

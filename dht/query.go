@@ -262,6 +262,9 @@ func (d *Directory) replyFind(req *pb.FindRequest, yield func(*pb.QueryReply) bo
 		return
 	}
 	end := &pb.QueryEnd{Matched: uint32(ex.Matched), Population: uint32(ex.Population), Truncated: cursor != nil, Cursor: cursor}
+	if own := d.ownRecord(); after == 0 && own != nil && own.expires().After(d.now()) {
+		end.Own = own.raw
+	}
 	for _, c := range ex.Clauses {
 		end.Explanation = append(end.Explanation, &pb.ClauseCount{
 			Text: c.Text, Implied: c.Implied, Removed: uint32(c.Removed), RemovedAlone: uint32(c.RemovedAlone), Left: uint32(c.Left),

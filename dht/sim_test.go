@@ -332,7 +332,7 @@ func (w *simWorld) ask(d *Directory, query Query) (map[peer.ID]Candidate, Explan
 	defer cancel()
 	got, ex, err := d.Find(ctx, query)
 	if err != nil {
-		w.t.Fatalf("asking: %v", err)
+		w.t.Fatalf("asking: %v, %+v", err, ex)
 	}
 	out := map[peer.ID]Candidate{}
 	for _, c := range got {

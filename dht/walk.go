@@ -16,11 +16,14 @@ import (
 
 // A walk asks one holder after the other, where kad-dht's lookups ask ten at a time and at last all K: those find
 // whom a record has to be given to, a walk reads what some of them hold. Holders can withhold, so a single one is not
-// believed (docs/adr/0016).
+// believed (docs/adr/0015).
 const (
 	// walkEnds is how many of the nearest servers have to answer before nothing is nothing: a fifth of them
-	// withholding, all of four do in 1 walk of 600.
+	// withholding, all of four do in 1 walk of 600. Once one has given something, all K are asked until enough agree.
 	walkEnds = 4
+	// walkLists is how many holders have to give a list before two that agree are enough: those that joined after most
+	// had announced themselves lack the same.
+	walkLists = 3
 	// walkPatience is how long an answer may take until somebody else is asked beside it: servers that have died take
 	// as long as a dial.
 	walkPatience = 400 * time.Millisecond
@@ -33,12 +36,14 @@ const (
 type walkStep struct {
 	from   peer.ID
 	closer []*peer.AddrInfo
+	gave   bool
 	done   bool
 	err    error
 }
 
-// walkAsk asks one server and judges its answer; done says that enough is known. It is called concurrently.
-type walkAsk func(context.Context, peer.ID) (closer []*peer.AddrInfo, done bool, err error)
+// walkAsk asks one server and judges its answer; gave says that there was one, done that enough is known. It is called
+// concurrently.
+type walkAsk func(context.Context, peer.ID) (closer []*peer.AddrInfo, gave, done bool, err error)
 
 // walk asks the servers nearest to a key until ask has had enough, or the nearest have answered. It returns how many
 // answered.
@@ -52,7 +57,7 @@ func (d *Directory) walk(ctx context.Context, key string, ask walkAsk) (answered
 	var under sync.WaitGroup
 	defer under.Wait()
 	defer stop()
-	waiting := 0
+	waiting, ends := 0, walkEnds
 	send := func() bool {
 		if waiting == walkBeside || way.asked == walkMost {
 			return false
@@ -64,7 +69,7 @@ func (d *Directory) walk(ctx context.Context, key string, ask walkAsk) (answered
 		waiting++
 		under.Go(func() {
 			s := walkStep{from: id}
-			s.closer, s.done, s.err = ask(ctx, id)
+			s.closer, s.gave, s.done, s.err = ask(ctx, id)
 			steps <- s
 		})
 		return true
@@ -79,16 +84,19 @@ func (d *Directory) walk(ctx context.Context, key string, ask walkAsk) (answered
 			way.answered(s.from, s.err == nil)
 			if s.err == nil {
 				answered++
+				if s.gave {
+					ends = d.cfg.K
+				}
 				d.hearCloser(way, s.closer)
 			}
-			if s.done || way.ended() {
+			if s.done || way.ended(ends) {
 				return answered
 			}
 			if waiting == 0 {
 				send()
 			}
 		case <-patience.C:
-			if way.late(walkLate); way.ended() {
+			if way.late(walkLate); way.ended(ends) {
 				return answered
 			}
 			send()
@@ -188,9 +196,8 @@ func (w *trail) late(after time.Duration) {
 	}
 }
 
-// ended says whether the nearest have answered, of those that can.
-func (w *trail) ended() bool {
-	left := walkEnds
+// ended says whether so many of the nearest have answered, of those that can.
+func (w *trail) ended(left int) bool {
 	for _, p := range w.known {
 		switch {
 		case left == 0:
@@ -208,12 +215,13 @@ func (w *trail) ended() bool {
 // polls are the lists of several holders.
 type polls struct {
 	most  int
-	lists []map[peer.ID]bool
+	sizes []int
 	infos []peer.AddrInfo // of all, each peer once
 	seen  map[peer.ID]bool
 }
 
-// add takes a holder's list and says whether it is enough: two holders have given most entries, or they agree.
+// add takes a holder's list and says whether it is enough: two holders have given most entries, or of several two have
+// each given four of five that all together gave.
 func (p *polls) add(infos []*peer.AddrInfo) bool {
 	if len(infos) == 0 {
 		return false // who gives nothing may withhold
@@ -225,36 +233,30 @@ func (p *polls) add(infos []*peer.AddrInfo) bool {
 			p.infos = append(p.infos, *info)
 		}
 	}
-	enough := len(p.lists) > 0 && len(p.infos) >= p.most || slices.ContainsFunc(p.lists, func(o map[peer.ID]bool) bool { return alike(o, list) })
-	p.lists = append(p.lists, list)
-	return enough
-}
-
-// alike says whether four of five entries of two lists are in both.
-func alike(a, b map[peer.ID]bool) bool {
-	both := 0
-	for id := range a {
-		both += btoi(b[id])
+	p.sizes = append(p.sizes, len(list))
+	whole := 0
+	for _, n := range p.sizes {
+		whole += btoi(5*n >= 4*len(p.infos))
 	}
-	return 5*both >= 4*(len(a)+len(b)-both)
+	return len(p.sizes) >= 2 && len(p.infos) >= p.most || len(p.sizes) >= walkLists && whole >= 2
 }
 
-// readProviders reads one key: what we keep of it ourselves, and the lists of holders until two agree.
+// readProviders reads one key: what we keep of it ourselves, and the lists of holders until enough agree.
 func (d *Directory) readProviders(ctx context.Context, key cid.Cid, most int) []peer.AddrInfo {
 	hash := key.Hash()
 	var mu sync.Mutex
 	found := &polls{most: most, seen: map[peer.ID]bool{}}
 	found.add(d.kad.kept(ctx, hash))
-	answered := d.walk(ctx, string(hash), func(ctx context.Context, of peer.ID) ([]*peer.AddrInfo, bool, error) {
+	answered := d.walk(ctx, string(hash), func(ctx context.Context, of peer.ID) ([]*peer.AddrInfo, bool, bool, error) {
 		ctx, cancel := context.WithTimeout(ctx, d.cfg.PutTimeout)
 		defer cancel()
 		infos, closer, err := d.wire.GetProviders(ctx, of, hash)
 		if err != nil {
-			return nil, false, err
+			return nil, false, false, err
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		return closer, found.add(infos), nil
+		return closer, len(infos) > 0, found.add(infos), nil
 	})
 	if answered == 0 {
 		return d.lookUpProviders(ctx, key, most)
@@ -270,23 +272,23 @@ func (d *Directory) readRecord(ctx context.Context, id peer.ID, quorum int) *rec
 	var mu sync.Mutex
 	var best *record
 	got := 0
-	d.walk(ctx, key, func(ctx context.Context, of peer.ID) ([]*peer.AddrInfo, bool, error) {
+	d.walk(ctx, key, func(ctx context.Context, of peer.ID) ([]*peer.AddrInfo, bool, bool, error) {
 		ctx, cancel := context.WithTimeout(ctx, d.cfg.PutTimeout)
 		defer cancel()
 		value, closer, err := d.wire.GetValue(ctx, of, key)
 		if err != nil {
-			return nil, false, fmt.Errorf("reading a record: %w", err)
+			return nil, false, false, fmt.Errorf("reading a record: %w", err)
 		}
 		rec, err := d.judge.capability(value.GetValue(), id, d.now())
 		if err != nil { // none, or what is no record
-			return closer, false, nil
+			return closer, false, false, nil
 		}
 		mu.Lock()
 		defer mu.Unlock()
 		if got++; best == nil || rec.cap.GetSeq() > best.cap.GetSeq() {
 			best = rec
 		}
-		return closer, got > quorum, nil
+		return closer, true, got > quorum, nil
 	})
 	mu.Lock()
 	defer mu.Unlock()

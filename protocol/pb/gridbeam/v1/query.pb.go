@@ -904,12 +904,14 @@ func (x *QueryRow) GetAvailability() []byte {
 
 // QueryEnd closes an answer.
 type QueryEnd struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Matched       uint32                 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
-	Population    uint32                 `protobuf:"varint,2,opt,name=population,proto3" json:"population,omitempty"`
-	Truncated     bool                   `protobuf:"varint,3,opt,name=truncated,proto3" json:"truncated,omitempty"`
-	Cursor        []byte                 `protobuf:"bytes,4,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	Explanation   []*ClauseCount         `protobuf:"bytes,5,rep,name=explanation,proto3" json:"explanation,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Matched     uint32                 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
+	Population  uint32                 `protobuf:"varint,2,opt,name=population,proto3" json:"population,omitempty"`
+	Truncated   bool                   `protobuf:"varint,3,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	Cursor      []byte                 `protobuf:"bytes,4,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	Explanation []*ClauseCount         `protobuf:"bytes,5,rep,name=explanation,proto3" json:"explanation,omitempty"`
+	// own is the answering peer's own capability, signed; with the first page of a find only. It names the operator.
+	Own           []byte `protobuf:"bytes,6,opt,name=own,proto3" json:"own,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -975,6 +977,13 @@ func (x *QueryEnd) GetCursor() []byte {
 func (x *QueryEnd) GetExplanation() []*ClauseCount {
 	if x != nil {
 		return x.Explanation
+	}
+	return nil
+}
+
+func (x *QueryEnd) GetOwn() []byte {
+	if x != nil {
+		return x.Own
 	}
 	return nil
 }
@@ -1188,7 +1197,7 @@ const file_gridbeam_v1_query_proto_rawDesc = "" +
 	"\n" +
 	"capability\x18\x01 \x01(\fR\n" +
 	"capability\x12\"\n" +
-	"\favailability\x18\x02 \x01(\fR\favailability\"\xb6\x01\n" +
+	"\favailability\x18\x02 \x01(\fR\favailability\"\xc8\x01\n" +
 	"\bQueryEnd\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\rR\amatched\x12\x1e\n" +
 	"\n" +
@@ -1196,7 +1205,8 @@ const file_gridbeam_v1_query_proto_rawDesc = "" +
 	"population\x12\x1c\n" +
 	"\ttruncated\x18\x03 \x01(\bR\ttruncated\x12\x16\n" +
 	"\x06cursor\x18\x04 \x01(\fR\x06cursor\x12:\n" +
-	"\vexplanation\x18\x05 \x03(\v2\x18.gridbeam.v1.ClauseCountR\vexplanation\"\x8e\x01\n" +
+	"\vexplanation\x18\x05 \x03(\v2\x18.gridbeam.v1.ClauseCountR\vexplanation\x12\x10\n" +
+	"\x03own\x18\x06 \x01(\fR\x03own\"\x8e\x01\n" +
 	"\vClauseCount\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x18\n" +
 	"\aimplied\x18\x02 \x01(\bR\aimplied\x12#\n" +
