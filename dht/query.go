@@ -85,7 +85,7 @@ func (d *Directory) answer(ctx context.Context, s network.Stream) error {
 	}
 	defer s.Scope().ReleaseMemory(maxQueryRequest + maxQueryFrame)
 	w := msgio.NewVarintWriter(struct{ io.Writer }{s})
-	if wait := d.rates.take(s.Conn().RemotePeer(), d.now()); wait > 0 {
+	if wait := d.rates.take(string(s.Conn().RemotePeer()), d.now()); wait > 0 {
 		return writeReply(w, errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_RATE, "too many queries", 0, wait))
 	}
 	raw, err := msgio.NewVarintReaderSize(struct{ io.Reader }{s}, maxQueryRequest).ReadMsg()
@@ -143,7 +143,7 @@ func (d *Directory) replies(ctx context.Context, who asker, raw []byte) func(yie
 		case *pb.QueryRequest_Hello:
 			yield(&pb.QueryReply{Part: &pb.QueryReply_Hello{Hello: d.hello(who)}})
 		case *pb.QueryRequest_Probe:
-			if wait := d.probes.take(who.peer, d.now()); wait > 0 {
+			if wait := d.probes.take(string(who.peer), d.now()); wait > 0 {
 				yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_RATE, "too many probes", 0, wait))
 				return
 			}
@@ -284,12 +284,12 @@ func pageOf(found []hit, seed, from uint64, limit int) (page []hit, cursor []byt
 	return page[:limit], binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, seed), next)
 }
 
-// rates is a token bucket per peer.
+// rates is a token bucket for each name: of a peer, a network.
 type rates struct {
 	perSecond, burst float64
 
 	mu      sync.Mutex
-	buckets map[peer.ID]bucket
+	buckets map[string]bucket
 }
 
 type bucket struct {
@@ -300,11 +300,11 @@ type bucket struct {
 const maxBuckets = 4096
 
 func newRates(perSecond, burst float64) *rates {
-	return &rates{perSecond: perSecond, burst: burst, buckets: map[peer.ID]bucket{}}
+	return &rates{perSecond: perSecond, burst: burst, buckets: map[string]bucket{}}
 }
 
 // take spends a token; it returns how long to wait when there is none.
-func (r *rates) take(id peer.ID, now time.Time) time.Duration {
+func (r *rates) take(id string, now time.Time) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	b, ok := r.buckets[id]

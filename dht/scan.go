@@ -153,7 +153,7 @@ func (d *Directory) answerScan(ctx context.Context, s network.Stream, state *sca
 	defer s.Scope().ReleaseMemory(scanReserve)
 	w := msgio.NewVarintWriter(struct{ io.Writer }{s})
 	id := s.Conn().RemotePeer()
-	if wait := state.rates.take(id, d.now()); wait > 0 {
+	if wait := state.rates.take(string(id), d.now()); wait > 0 {
 		return writeScan(w, scanError(pb.ScanErrorCode_SCAN_ERROR_CODE_RATE, "too many scans", wait))
 	}
 	raw, err := msgio.NewVarintReaderSize(struct{ io.Reader }{s}, maxScanRequest).ReadMsg()
