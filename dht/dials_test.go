@@ -315,3 +315,45 @@ func TestAQuestionForRoundTripsHasFewLookupsAndAnAskerFewQuestions(t *testing.T)
 		t.Error("another asker's question is not looked into")
 	}
 }
+
+// fromConn is a connection of which only what an asker is known by is told.
+type fromConn struct {
+	network.Conn
+	id      peer.ID
+	addr    multiaddr.Multiaddr
+	limited bool
+}
+
+func (c fromConn) RemotePeer() peer.ID                  { return c.id }
+func (c fromConn) RemoteMultiaddr() multiaddr.Multiaddr { return c.addr }
+func (c fromConn) Stat() network.ConnStats {
+	return network.ConnStats{Stats: network.Stats{Limited: c.limited}}
+}
+
+func TestAProbeDialsTheObservedAddressAlone(t *testing.T) {
+	d := startPeer(t, 0, func(c *Config) { c.Shards, c.Index = AllShards(), true }).dir
+	from := func(text string) multiaddr.Multiaddr { return multiaddr.StringCast(text) }
+	count := 7
+	relay := "/ip4/127.0.0.1/tcp/4001/p2p/" + identityOf(t, 9).id.String() + "/p2p-circuit"
+	for what, c := range map[string]struct {
+		conn        fromConn
+		here, there bool // which of 127.0.0.1 and 127.0.0.2 is dialled
+	}{
+		"from here":                  {fromConn{addr: from("/ip4/127.0.0.1/tcp/5")}, true, false},
+		"from there":                 {fromConn{addr: from("/ip4/127.0.0.2/udp/5/quic-v1")}, false, true},
+		"from elsewhere":             {fromConn{addr: from("/ip4/127.0.0.3/tcp/5")}, false, false},
+		"over a relay that is here":  {fromConn{addr: from(relay)}, false, false},
+		"over a relay that is known": {fromConn{addr: from("/ip4/127.0.0.1/tcp/5"), limited: true}, false, false},
+		"from nowhere":               {fromConn{}, false, false},
+	} {
+		here, there := newTrap(t, "127.0.0.1"), newTrap(t, "127.0.0.2")
+		c.conn.id = stranger(t, d, count, here.addr, there.addr).id
+		count++
+		if d.probe(t.Context(), askerOf(c.conn)).GetDialable() {
+			t.Errorf("%s: what is no peer counts as dialable", what)
+		}
+		if here.seen() > 0 != c.here || there.seen() > 0 != c.there {
+			t.Errorf("%s: 127.0.0.1 is dialled: %v, want %v; 127.0.0.2: %v, want %v", what, here.seen() > 0, c.here, there.seen() > 0, c.there)
+		}
+	}
+}

@@ -33,9 +33,18 @@ const (
 type asker struct {
 	peer peer.ID
 	addr multiaddr.Multiaddr
+	// relayed says that addr is a relay's.
+	relayed bool
 }
 
-func askerOf(c network.Conn) asker { return asker{peer: c.RemotePeer(), addr: c.RemoteMultiaddr()} }
+func askerOf(c network.Conn) asker {
+	a := asker{peer: c.RemotePeer(), addr: c.RemoteMultiaddr(), relayed: c.Stat().Limited}
+	if a.addr != nil {
+		_, err := a.addr.ValueForProtocol(multiaddr.P_CIRCUIT)
+		a.relayed = a.relayed || err == nil
+	}
+	return a
+}
 
 // net names the asker's network by its first bytes, empty when it is our own machine.
 func (a asker) net(v4bytes, v6bytes int) string {

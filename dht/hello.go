@@ -71,13 +71,13 @@ func (d *Directory) probe(ctx context.Context, who asker) *pb.ProbeReply {
 	return r
 }
 
-// dialable opens a new connection beside the one that is there, to the observed IP alone: so nobody can make us
-// dial somebody else.
+// dialable opens a new connection beside the one that is there, to the observed IP alone, and none where that is a
+// relay's: so nobody can make us dial somebody else.
 func (d *Directory) dialable(ctx context.Context, who asker, addrs []multiaddr.Multiaddr) bool {
 	dialer, ok := d.host.Network().(interface {
 		TransportForDialing(a multiaddr.Multiaddr) transport.Transport
 	})
-	if !ok || who.addr == nil {
+	if !ok || who.addr == nil || who.relayed {
 		return false
 	}
 	from, err := manet.ToIP(who.addr)
