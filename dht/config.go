@@ -62,7 +62,7 @@ type Config struct {
 	QueryTimeout time.Duration
 	// QueryRate is how many queries a second a peer may send, with a burst of four times as many. Default 5.
 	QueryRate int
-	// QueryStreams bounds the queries that are answered at once. Default 32.
+	// QueryStreams bounds the queries that are answered at once, 4 of one peer and 8 of one network at most. Default 32.
 	QueryStreams int
 	// ColdSample is how many providers a directory without a replica asks. Default 64.
 	ColdSample int
@@ -72,7 +72,7 @@ type Config struct {
 	ColdTimeout time.Duration
 	// StoreBytes bounds the values, and apart from them the providers, that are kept for others. Default 64 MiB.
 	StoreBytes int
-	// ScanStreams bounds the scans that are answered at once, one a peer. Default 8.
+	// ScanStreams bounds the scans that are answered at once, one a peer and a quarter a network. Default 8.
 	ScanStreams int
 	// ScanRate is what all scans together may send, bytes per second. Default 4 MiB/s.
 	ScanRate int

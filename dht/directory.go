@@ -73,6 +73,7 @@ type Directory struct {
 	values    *boundedStore // what Kademlia stores for others
 	probes    *rates        // of what costs us dialling
 	watches   *rates        // of round trips that have to be measured first
+	observed  *dials        // of peers that others want measured
 	sampled   samples
 	indexes   indexes
 	around    surroundings
@@ -116,6 +117,7 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		rates:    newRates(float64(cfg.QueryRate), 4*float64(cfg.QueryRate)),
 		probes:   newRates(0.1, 3),
 		watches:  newRates(0.5, 8),
+		observed: newDials(),
 		started:  clock(),
 		order:    orderOf(h.ID()),
 		ready:    make(chan struct{}),

@@ -55,35 +55,29 @@ func (d *Directory) probe(ctx context.Context, who asker) *pb.ProbeReply {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	r := &pb.ProbeReply{}
-	var addrs [][]byte
+	var addrs []multiaddr.Multiaddr
 	if h, ok := d.index.get(who.peer, d.now()); ok {
 		c := d.index.opened.record(h.record)
-		r.Seq, addrs = c.GetSeq(), c.GetAddrs()
+		r.Seq, addrs = c.GetSeq(), addrsOf(c)
 		if h.beat != nil {
 			r.BeatAgeMs = new(uint32(max(0, min(h.age.Milliseconds(), math.MaxUint32))))
 		}
 	} else if !d.isUp() {
 		return r
 	} else if rec, err := d.fromDHT(ctx, who.peer, 1); err == nil {
-		r.Seq, addrs = rec.cap.GetSeq(), rec.cap.GetAddrs()
+		r.Seq, addrs = rec.cap.GetSeq(), addrsOf(rec.cap)
 	}
-	all := d.host.Peerstore().Addrs(who.peer)
-	for _, raw := range addrs {
-		if a, err := multiaddr.NewMultiaddrBytes(raw); err == nil {
-			all = append(all, a)
-		}
-	}
-	r.Dialable = d.dialable(ctx, who, all)
+	r.Dialable = d.dialable(ctx, who, append(d.host.Peerstore().Addrs(who.peer), addrs...))
 	return r
 }
 
-// dialable opens a new connection beside the one that is there, to the observed IP alone: so nobody can make us
-// dial somebody else.
+// dialable opens a new connection beside the one that is there, to the observed IP alone, and none where that is a
+// relay's: so nobody can make us dial somebody else.
 func (d *Directory) dialable(ctx context.Context, who asker, addrs []multiaddr.Multiaddr) bool {
 	dialer, ok := d.host.Network().(interface {
 		TransportForDialing(a multiaddr.Multiaddr) transport.Transport
 	})
-	if !ok || who.addr == nil {
+	if !ok || who.addr == nil || who.relayed {
 		return false
 	}
 	from, err := manet.ToIP(who.addr)

@@ -219,6 +219,29 @@ var simSize = func() int {
 	return 50
 }()
 
+// readRecords reads each node's record from few holders and from all: whatever some of them say, it is one that the node
+// has signed.
+func (w *simWorld) readRecords(client *Directory, of map[peer.ID]*simHost) {
+	w.t.Helper()
+	for id, h := range of {
+		for _, quorum := range []int{1, 0} {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			rec, err := client.fromDHT(ctx, id, quorum)
+			cancel()
+			if err != nil {
+				w.t.Errorf("no record of %d with quorum %d: %v", h.at, quorum, err)
+				continue
+			}
+			w.mu.Lock()
+			signed := w.signed[string(rec.raw)]
+			w.mu.Unlock()
+			if !signed || rec.peer != id {
+				w.t.Errorf("a record of %d is read that it never signed", h.at)
+			}
+		}
+	}
+}
+
 func TestANetworkWithHostileServersFindsItsNodesThroughChurnAndPartition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newSim(t, 11, simSize, 0.2)
@@ -241,6 +264,7 @@ func TestANetworkWithHostileServersFindsItsNodesThroughChurnAndPartition(t *test
 			if share, missing := recall(want, own); share < 0.99 {
 				t.Errorf("%s: recall of the replica %.3f, missing %v", when, share, missing)
 			}
+			w.readRecords(client, want)
 			for _, i := range out {
 				if _, listed := own[w.hosts[i].ID()]; listed {
 					t.Errorf("%s: %d has gone and is listed", when, i)

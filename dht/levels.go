@@ -218,7 +218,7 @@ func (d *Directory) providers(ctx context.Context, attr string, count int, read 
 		if err != nil {
 			return nil
 		}
-		return read(ctx, key, most)
+		return d.publicOf(read(ctx, key, most))
 	})
 }
 

@@ -34,9 +34,11 @@ const (
 	maxMeasureTime     = time.Minute
 	minMeasureBytes    = 8 << 20
 	measureHeader      = 5 * time.Second // for the first frame of a stream
-	measureHeaders     = 64              // streams whose first frame is waited for at a time
-	measureLife        = 36 * time.Hour  // of what is signed
-	measurePerNetwork  = 64              // sessions a day for callers of one IPv4 address or one IPv6 /48
+	measureHeaders     = 256             // streams whose first frame is waited for at a time
+	headersOfPeer      = maxMeasureStreams + 2
+	headersOfNet       = 2 * headersOfPeer
+	measureLife        = 36 * time.Hour // of what is signed
+	measurePerNetwork  = 64             // sessions a day for callers of one IPv4 address or one IPv6 /48
 	measureBusyDefault = 10 * time.Second
 )
 
@@ -97,7 +99,7 @@ func (q *dayQuota) take(cfg *Config, caller, net string, now time.Time) time.Dur
 // meters is the measuring that a peer does for others: one session at a time.
 type meters struct {
 	cfg   *Config
-	slots chan struct{} // one per stream whose first frame is waited for
+	heads *gate // of streams whose first frame is waited for
 
 	mu      sync.Mutex
 	stopped bool
@@ -120,10 +122,10 @@ type session struct {
 // serveMeasures measures whoever asks until the returned function is called, which waits for all that is under
 // way.
 func (d *Directory) serveMeasures(ctx context.Context) (stop func()) {
-	m := &meters{cfg: &d.cfg, slots: make(chan struct{}, measureHeaders)}
+	m := &meters{cfg: &d.cfg, heads: newGate(measureHeaders, headersOfPeer, headersOfNet)}
 	ctx, cancel := context.WithCancel(ctx)
 	d.host.SetStreamHandler(protocol.ProtoMeasure, func(s network.Stream) {
-		if !m.enter() {
+		if !m.enter(askerOf(s.Conn())) {
 			_ = s.Reset()
 			return
 		}
@@ -146,19 +148,14 @@ func (d *Directory) serveMeasures(ctx context.Context) (stop func()) {
 }
 
 // enter says whether a stream is looked at.
-func (m *meters) enter() bool {
+func (m *meters) enter(who asker) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.stopped {
+	if m.stopped || !m.heads.enter(who) {
 		return false
 	}
-	select {
-	case m.slots <- struct{}{}:
-		m.running.Add(1)
-		return true
-	default:
-		return false
-	}
+	m.running.Add(1)
+	return true
 }
 
 // measureStream reads what a stream is for. A data stream goes to its session, which owns it from then on.
@@ -167,7 +164,7 @@ func (d *Directory) measureStream(ctx context.Context, s network.Stream, m *mete
 	known := func() { // its first frame is there
 		if waiting {
 			waiting = false
-			<-m.slots
+			m.heads.leave(askerOf(s.Conn()))
 		}
 	}
 	defer known()

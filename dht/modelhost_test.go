@@ -223,6 +223,7 @@ type modelConn struct {
 func (c modelConn) RemotePeer() peer.ID                  { return c.remote.id }
 func (c modelConn) LocalPeer() peer.ID                   { return c.h.n.id }
 func (c modelConn) RemoteMultiaddr() multiaddr.Multiaddr { return c.remote.addr }
+func (c modelConn) Stat() network.ConnStats              { return network.ConnStats{} }
 
 // modelStream carries one request and its answer. Each arrives as a whole, after its way and its bytes' time; what
 // either end resets, or who has died, is not told: deadlines decide.

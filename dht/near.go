@@ -12,7 +12,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
-	"github.com/multiformats/go-multiaddr"
 
 	"github.com/gridbeam/gridbeam/protocol"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
@@ -29,7 +28,7 @@ const (
 )
 
 // Measure pings peers, at most MaxMeasured of them, three times within a second each, and returns the shortest
-// round trip of those that answered. Dialling is not counted.
+// round trip of those that answered. Dialling is not counted; a context with network.WithNoDial does without.
 func (d *Directory) Measure(ctx context.Context, ids []peer.ID) map[peer.ID]time.Duration {
 	out := map[peer.ID]time.Duration{}
 	var mu sync.Mutex
@@ -53,25 +52,21 @@ func (d *Directory) Measure(ctx context.Context, ids []peer.ID) map[peer.ID]time
 // Placed remembers where a candidate says that it is, so that Measure can reach it.
 func (d *Directory) Placed(c *Candidate) { d.placed(c.Peer, c.Capability) }
 
-// placed remembers where a node says that it is.
+// placed remembers where a node says that it is, as far as that may be dialled.
 func (d *Directory) placed(id peer.ID, c *pb.Capability) {
-	var addrs []multiaddr.Multiaddr
-	for _, raw := range c.GetAddrs() {
-		if a, err := multiaddr.NewMultiaddrBytes(raw); err == nil {
-			addrs = append(addrs, a)
-		}
-	}
-	d.host.Peerstore().AddAddrs(id, addrs, peerstore.TempAddrTTL)
+	d.host.Peerstore().AddAddrs(id, d.public(addrsOf(c)), peerstore.TempAddrTTL)
 }
 
 func (d *Directory) ping(ctx context.Context, id peer.ID) (best time.Duration, ok bool) {
 	ctx = network.WithAllowLimitedConn(ctx, "ping") // a relay is a way too, and as long as it is measured
-	dial, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
-	defer cancel()
-	if err := d.host.Connect(dial, peer.AddrInfo{ID: id}); err != nil {
-		return 0, false
+	if there, _ := network.GetNoDial(ctx); !there {
+		dial, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
+		defer cancel()
+		if err := d.host.Connect(dial, peer.AddrInfo{ID: id}); err != nil {
+			return 0, false
+		}
 	}
-	ctx, cancel = context.WithTimeout(ctx, pingTimeout)
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
 	results := ping.Ping(ctx, d.host, id)
 	for range pingsEach {

@@ -15,7 +15,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-msgio"
-	"github.com/multiformats/go-multiaddr"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gridbeam/gridbeam/protocol"
@@ -43,40 +42,19 @@ const (
 
 // serveQueries answers until the returned function is called, which waits for the answers under way.
 func (d *Directory) serveQueries(ctx context.Context) (stop func()) {
-	slots := make(chan struct{}, d.cfg.QueryStreams) // one slot per answer under way
-	var wg sync.WaitGroup
-	ctx, cancel := context.WithCancel(ctx)
-	d.host.SetStreamHandler(protocol.ProtoQuery, func(s network.Stream) {
-		select {
-		case slots <- struct{}{}:
-		default:
-			_ = s.Reset()
-			return
-		}
-		wg.Add(1)
-		defer func() { <-slots; wg.Done() }()
-		if ctx.Err() != nil {
-			_ = s.Reset()
-			return
-		}
-		release := context.AfterFunc(ctx, func() { _ = s.Reset() })
-		defer release()
-		if err := d.answer(ctx, s); err != nil {
-			d.log.Debug("query not answered", "peer", s.Conn().RemotePeer(), "err", err)
-			_ = s.Reset()
-			return
-		}
-		_ = s.Close()
-	})
-	return func() {
-		d.host.RemoveStreamHandler(protocol.ProtoQuery)
-		cancel()
-		wg.Wait()
+	o := &door{
+		most: maxQueryRequest, slots: newGate(d.cfg.QueryStreams, answersOfPeer, answersOfNet), rates: d.rates, answer: d.answer,
+		refuse: func(s network.Stream, wait time.Duration) error {
+			return writeReply(queryWriter(s), errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_RATE, "too many queries", 0, wait))
+		},
 	}
+	return o.open(ctx, d, protocol.ProtoQuery)
 }
 
-// answer serves one stream: one request, its frames.
-func (d *Directory) answer(ctx context.Context, s network.Stream) error {
+func queryWriter(s network.Stream) msgio.Writer { return msgio.NewVarintWriter(struct{ io.Writer }{s}) }
+
+// answer sends the frames that answer a request.
+func (d *Directory) answer(ctx context.Context, s network.Stream, who asker, raw []byte) error {
 	if err := s.SetDeadline(time.Now().Add(d.cfg.QueryTimeout)); err != nil {
 		return fmt.Errorf("setting a deadline: %w", err)
 	}
@@ -84,18 +62,10 @@ func (d *Directory) answer(ctx context.Context, s network.Stream) error {
 		return fmt.Errorf("reserving memory: %w", err)
 	}
 	defer s.Scope().ReleaseMemory(maxQueryRequest + maxQueryFrame)
-	w := msgio.NewVarintWriter(struct{ io.Writer }{s})
-	if wait := d.rates.take(s.Conn().RemotePeer(), d.now()); wait > 0 {
-		return writeReply(w, errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_RATE, "too many queries", 0, wait))
-	}
-	raw, err := msgio.NewVarintReaderSize(struct{ io.Reader }{s}, maxQueryRequest).ReadMsg()
-	if err != nil {
-		return fmt.Errorf("reading the query: %w", err)
-	}
 	// Where an answer needs others, the time runs as it does for the stream.
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
 	defer cancel()
-	who := asker{peer: s.Conn().RemotePeer(), addr: s.Conn().RemoteMultiaddr()}
+	w := queryWriter(s)
 	for reply := range d.replies(ctx, who, raw) {
 		if err := writeReply(w, reply); err != nil {
 			return err
@@ -121,12 +91,6 @@ func errorReply(code pb.QueryErrorCode, text string, column int, retry time.Dura
 	}}}
 }
 
-// asker is who asks, and from where.
-type asker struct {
-	peer peer.ID
-	addr multiaddr.Multiaddr
-}
-
 // replies yields the frames that answer a request; it is what the fuzzer drives.
 func (d *Directory) replies(ctx context.Context, who asker, raw []byte) func(yield func(*pb.QueryReply) bool) {
 	return func(yield func(*pb.QueryReply) bool) {
@@ -143,7 +107,7 @@ func (d *Directory) replies(ctx context.Context, who asker, raw []byte) func(yie
 		case *pb.QueryRequest_Hello:
 			yield(&pb.QueryReply{Part: &pb.QueryReply_Hello{Hello: d.hello(who)}})
 		case *pb.QueryRequest_Probe:
-			if wait := d.probes.take(who.peer, d.now()); wait > 0 {
+			if wait := d.probes.take(string(who.peer), d.now()); wait > 0 {
 				yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_RATE, "too many probes", 0, wait))
 				return
 			}
@@ -284,12 +248,12 @@ func pageOf(found []hit, seed, from uint64, limit int) (page []hit, cursor []byt
 	return page[:limit], binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, seed), next)
 }
 
-// rates is a token bucket per peer.
+// rates is a token bucket for each name: of a peer, a network.
 type rates struct {
 	perSecond, burst float64
 
 	mu      sync.Mutex
-	buckets map[peer.ID]bucket
+	buckets map[string]bucket
 }
 
 type bucket struct {
@@ -300,11 +264,11 @@ type bucket struct {
 const maxBuckets = 4096
 
 func newRates(perSecond, burst float64) *rates {
-	return &rates{perSecond: perSecond, burst: burst, buckets: map[peer.ID]bucket{}}
+	return &rates{perSecond: perSecond, burst: burst, buckets: map[string]bucket{}}
 }
 
 // take spends a token; it returns how long to wait when there is none.
-func (r *rates) take(id peer.ID, now time.Time) time.Duration {
+func (r *rates) take(id string, now time.Time) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	b, ok := r.buckets[id]

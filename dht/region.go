@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/gridbeam/gridbeam/protocol"
@@ -178,7 +179,7 @@ func (d *Directory) observations(ctx context.Context, ids []peer.ID) map[peer.ID
 func (d *Directory) askRoundTrips(ctx context.Context, of peer.ID, ids []peer.ID) (map[peer.ID]time.Duration, error) {
 	var reply *pb.RoundTripsReply
 	if of == d.host.ID() {
-		reply = d.roundTrips(ctx, ids, true)
+		reply = d.roundTrips(ctx, ids, true, nil) // nobody else can bring that about
 	} else {
 		req := &pb.RoundTripsRequest{}
 		for _, id := range ids {
@@ -208,9 +209,20 @@ func readRoundTrips(reply *pb.RoundTripsReply, ids []peer.ID) (map[peer.ID]time.
 	return out, nil
 }
 
-// replyRoundTrips answers askRoundTrips. What has to be measured first is measured for an asker now and then.
+// observes says whether the network file names this peer as an observer of places: a landmark of known place.
+func (d *Directory) observes() bool {
+	list, _ := d.landmarks()
+	return slices.ContainsFunc(list, func(l protocol.Landmark) bool { return l.Peer == d.host.ID() && !l.Place.IsZero() })
+}
+
+// replyRoundTrips answers askRoundTrips, if this peer is an observer: nobody else is asked. What has to be measured first
+// is measured for an asker now and then.
 func (d *Directory) replyRoundTrips(ctx context.Context, who asker, req *pb.RoundTripsRequest, yield func(*pb.QueryReply) bool) {
-	if len(req.GetPeerIds()) > maxQueryGet {
+	switch {
+	case !d.observes():
+		yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_NO_INDEX, "this peer is no landmark of known place", 0, 0))
+		return
+	case len(req.GetPeerIds()) > maxQueryGet:
 		yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_FORMAT, fmt.Sprintf("at most %d peers", maxQueryGet), 0, 0))
 		return
 	}
@@ -220,22 +232,30 @@ func (d *Directory) replyRoundTrips(ctx context.Context, who asker, req *pb.Roun
 			ids = append(ids, id)
 		}
 	}
-	measure := d.isUp() && d.watches.take(who.peer, d.now()) == 0
-	yield(&pb.QueryReply{Part: &pb.QueryReply_RoundTrips{RoundTrips: d.roundTrips(ctx, sortedIDs(ids), measure)}})
+	measure := d.isUp() && d.watches.take(string(who.peer), d.now()) == 0
+	yield(&pb.QueryReply{Part: &pb.QueryReply_RoundTrips{RoundTrips: d.roundTrips(ctx, sortedIDs(ids), measure, d.observed)}})
 }
 
-// roundTrips tells what was measured to peers in the last hour; measure pings the others.
-func (d *Directory) roundTrips(ctx context.Context, ids []peer.ID, measure bool) *pb.RoundTripsReply {
+// roundTrips tells what was measured to peers in the last hour; measure pings the others, within a budget.
+func (d *Directory) roundTrips(ctx context.Context, ids []peer.ID, measure bool, budget *dials) *pb.RoundTripsReply {
 	reply := &pb.RoundTripsReply{}
-	var missing []peer.ID
+	var here, away []peer.ID
 	for _, id := range ids {
-		if _, ok := d.sampled.get(id, sampleKept, d.now()); !ok && id != d.host.ID() {
-			missing = append(missing, id)
+		if _, ok := d.sampled.get(id, sampleKept, d.now()); ok || id == d.host.ID() {
+			continue
+		}
+		if len(d.host.Network().ConnsToPeer(id)) > 0 {
+			here = append(here, id)
+		} else {
+			away = append(away, id)
 		}
 	}
-	if measure && len(missing) > 0 {
+	if measure {
 		ctx, cancel := context.WithTimeout(ctx, observeFor)
-		d.Measure(ctx, d.findable(ctx, missing))
+		var all sync.WaitGroup
+		all.Go(func() { d.Measure(network.WithNoDial(ctx, "it is connected"), here) })
+		d.Measure(ctx, d.findable(ctx, away, budget))
+		all.Wait()
 		cancel()
 	}
 	for _, id := range ids {
@@ -248,32 +268,36 @@ func (d *Directory) roundTrips(ctx context.Context, ids []peer.ID, measure bool)
 	return reply
 }
 
-// findable returns the peers of which an address is known, after looking up a few records.
-func (d *Directory) findable(ctx context.Context, ids []peer.ID) (out []peer.ID) {
+// findable returns the peers of which an address is known, after looking up a few records, as far as a budget goes.
+func (d *Directory) findable(ctx context.Context, ids []peer.ID, budget *dials) (out []peer.ID) {
 	var mu sync.Mutex
 	var looking sync.WaitGroup
+	found := func(id peer.ID) {
+		if addrs := d.host.Peerstore().Addrs(id); len(addrs) > 0 && budget.all(addrs, d.cfg.Loopback, d.now()) {
+			mu.Lock()
+			defer mu.Unlock()
+			out = append(out, id)
+		}
+	}
 	lookups := 0
 	for _, id := range ids {
+		if !budget.peer(d.now()) {
+			break
+		}
 		h, known := d.index.get(id, d.now())
 		if known {
 			d.placed(id, d.index.opened.record(h.record))
 		}
 		switch {
-		case d.connected(id) || len(d.host.Peerstore().Addrs(id)) > 0:
-			mu.Lock()
-			out = append(out, id)
-			mu.Unlock()
+		case len(d.host.Peerstore().Addrs(id)) > 0:
+			found(id)
 		case !known && lookups < observeLookups && d.isUp():
 			lookups++
 			looking.Go(func() {
-				rec, err := d.fromDHT(ctx, id, 1)
-				if err != nil {
-					return
+				if rec, err := d.fromDHT(ctx, id, 1); err == nil {
+					d.placed(id, rec.cap)
+					found(id)
 				}
-				d.placed(id, rec.cap)
-				mu.Lock()
-				defer mu.Unlock()
-				out = append(out, id)
 			})
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"slices"
 	"sync"
@@ -41,48 +40,24 @@ const (
 // keyOf is where a peer's record lies in the Kademlia key space.
 func keyOf(id peer.ID) [scanKey]byte { return sha256.Sum256([]byte(capabilityKey(id))) }
 
-// scans are the answers under way and what they have cost.
+// scans are what all answers may cost, and what those of each peer have cost.
 type scans struct {
 	limit *rate.Limiter // bytes
-	rates *rates        // requests
 	quota int
-	slots chan struct{} // one per answer under way
 
 	mu   sync.Mutex
-	busy map[peer.ID]bool
 	hour int64
 	sent map[peer.ID]int
 }
 
 func newScans(cfg *Config) *scans {
 	return &scans{
-		limit: rate.NewLimiter(rate.Limit(cfg.ScanRate), max(cfg.ScanRate/8, maxScanFrame)), rates: newRates(float64(cfg.QueryRate), 4*float64(cfg.QueryRate)),
-		quota: cfg.ScanQuota, slots: make(chan struct{}, cfg.ScanStreams), busy: map[peer.ID]bool{}, sent: map[peer.ID]int{},
+		limit: rate.NewLimiter(rate.Limit(cfg.ScanRate), max(cfg.ScanRate/8, maxScanFrame)), quota: cfg.ScanQuota, sent: map[peer.ID]int{},
 	}
 }
 
-// enter takes a slot for a peer; it says whether there was one.
-func (s *scans) enter(id peer.ID) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.busy[id] {
-		return false
-	}
-	select {
-	case s.slots <- struct{}{}:
-		s.busy[id] = true
-		return true
-	default:
-		return false
-	}
-}
-
-func (s *scans) leave(id peer.ID) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.busy, id)
-	<-s.slots
-}
+// scanGate has a slot a peer, and a quarter of all for one network.
+func scanGate(cfg *Config) *gate { return newGate(cfg.ScanStreams, 1, max(1, cfg.ScanStreams/4)) }
 
 // spend counts bytes against the peer's hour; it returns how long to wait when they are used up. The counters
 // start anew with each hour, and when strangers have filled them: what all may have together is bounded
@@ -104,44 +79,20 @@ func (s *scans) spend(id peer.ID, n int, now time.Time) time.Duration {
 // serveScans answers until the returned function is called, which waits for the answers under way.
 func (d *Directory) serveScans(ctx context.Context) (stop func()) {
 	state := newScans(&d.cfg)
-	var mu sync.Mutex
-	stopped := false
-	var wg sync.WaitGroup
-	ctx, cancel := context.WithCancel(ctx)
-	d.host.SetStreamHandler(protocol.ProtoScan, func(s network.Stream) {
-		id := s.Conn().RemotePeer()
-		mu.Lock()
-		if stopped || !state.enter(id) {
-			mu.Unlock()
-			_ = s.Reset()
-			return
-		}
-		wg.Add(1)
-		mu.Unlock()
-		defer wg.Done()
-		release := context.AfterFunc(ctx, func() { _ = s.Reset() })
-		defer release()
-		err := d.answerScan(ctx, s, state)
-		state.leave(id) // before the reader learns that it may ask again
-		if err != nil {
-			d.log.Debug("scan not answered", "peer", id, "err", err)
-			_ = s.Reset()
-			return
-		}
-		_ = s.Close()
-	})
-	return func() {
-		d.host.RemoveStreamHandler(protocol.ProtoScan)
-		mu.Lock()
-		stopped = true
-		mu.Unlock()
-		cancel()
-		wg.Wait()
+	o := &door{
+		most: maxScanRequest, slots: scanGate(&d.cfg), rates: newRates(float64(d.cfg.QueryRate), 4*float64(d.cfg.QueryRate)),
+		refuse: func(s network.Stream, wait time.Duration) error {
+			return writeScan(queryWriter(s), scanError(pb.ScanErrorCode_SCAN_ERROR_CODE_RATE, "too many scans", wait))
+		},
+		answer: func(ctx context.Context, s network.Stream, who asker, raw []byte) error {
+			return d.answerScan(ctx, s, who, raw, state)
+		},
 	}
+	return o.open(ctx, d, protocol.ProtoScan)
 }
 
-// answerScan serves one stream: one request, its frames, no faster than all scans may.
-func (d *Directory) answerScan(ctx context.Context, s network.Stream, state *scans) error {
+// answerScan sends the frames that answer a request, no faster than all scans may.
+func (d *Directory) answerScan(ctx context.Context, s network.Stream, who asker, raw []byte, state *scans) error {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.ScanTimeout)
 	defer cancel()
 	if err := s.SetDeadline(time.Now().Add(d.cfg.ScanTimeout)); err != nil {
@@ -151,18 +102,10 @@ func (d *Directory) answerScan(ctx context.Context, s network.Stream, state *sca
 		return fmt.Errorf("reserving memory: %w", err)
 	}
 	defer s.Scope().ReleaseMemory(scanReserve)
-	w := msgio.NewVarintWriter(struct{ io.Writer }{s})
-	id := s.Conn().RemotePeer()
-	if wait := state.rates.take(id, d.now()); wait > 0 {
-		return writeScan(w, scanError(pb.ScanErrorCode_SCAN_ERROR_CODE_RATE, "too many scans", wait))
-	}
-	raw, err := msgio.NewVarintReaderSize(struct{ io.Reader }{s}, maxScanRequest).ReadMsg()
-	if err != nil {
-		return fmt.Errorf("reading the request: %w", err)
-	}
+	w := queryWriter(s)
 	for reply := range d.scanReplies(ctx, raw) {
 		size := proto.Size(reply)
-		if wait := state.spend(id, size, d.now()); wait > 0 {
+		if wait := state.spend(who.peer, size, d.now()); wait > 0 {
 			return writeScan(w, scanError(pb.ScanErrorCode_SCAN_ERROR_CODE_RATE, "this hour's bytes are used up", wait))
 		}
 		if err := state.limit.WaitN(ctx, min(size, maxScanFrame)); err != nil {

@@ -225,13 +225,14 @@ func TestAReaderBelievesNothingThatAServerMakesUp(t *testing.T) {
 func TestAPeerHasOneScanAtATimeAndItsShareOfAnHour(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.ScanStreams, cfg.ScanQuota = 2, 1000
-	s := newScans(&cfg)
+	s, g := newScans(&cfg), scanGate(&cfg)
 	a, b, c := peer.ID("a"), peer.ID("b"), peer.ID("c")
-	if !s.enter(a) || s.enter(a) || !s.enter(b) || s.enter(c) {
+	enter := func(id peer.ID) bool { return g.enter(asker{peer: id}) }
+	if !enter(a) || enter(a) || !enter(b) || enter(c) {
 		t.Error("one a peer, two in all")
 	}
-	s.leave(a)
-	if !s.enter(c) || s.enter(a) {
+	g.leave(asker{peer: a})
+	if !enter(c) || enter(a) {
 		t.Error("a freed slot goes to whoever comes")
 	}
 	now := time.Unix(1_800_000_000, 0) // 2027-01-15 08:00:00 UTC

@@ -246,13 +246,7 @@ func (s *survey) wantOwner(id peer.ID, c *pb.Capability) {
 	if c.GetTombstone() {
 		return
 	}
-	var addrs []multiaddr.Multiaddr
-	for _, b := range c.GetAddrs() {
-		if a, err := multiaddr.NewMultiaddrBytes(b); err == nil {
-			addrs = append(addrs, a)
-		}
-	}
-	s.want(id, addrs)
+	s.want(id, addrsOf(c))
 }
 
 // walk visits whoever is known until no new peer turns up.
@@ -350,7 +344,7 @@ func (s *survey) scan(ctx context.Context, server peer.ID, pass int) {
 	ctx, cancel := context.WithTimeout(ctx, s.plan.SweepTimeout)
 	defer cancel()
 	// One that was visited before the survey was cut off is not visited again, and nobody is connected to it.
-	s.d.host.Peerstore().AddAddrs(server, s.addrs(server), peerstore.TempAddrTTL)
+	s.d.host.Peerstore().AddAddrs(server, s.d.public(s.addrs(server)), peerstore.TempAddrTTL)
 	sw := Sweep{Server: server, Pass: pass}
 	var held, missing []ScanRow
 	beats := 0
@@ -436,7 +430,7 @@ func (s *survey) sighted(server peer.ID, r ScanRow) {
 			s.d.index.putRecord(rec, s.d.now()) // so that a heartbeat need not make us fetch it
 		}
 		s.wantOwner(r.Peer, r.Record)
-		s.d.host.Peerstore().AddAddrs(r.Peer, s.addrs(r.Peer), peerstore.TempAddrTTL)
+		s.d.host.Peerstore().AddAddrs(r.Peer, s.d.public(s.addrs(r.Peer)), peerstore.TempAddrTTL)
 	}
 	s.event(SurveyEvent{Sighting: e})
 }

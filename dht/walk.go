@@ -115,7 +115,7 @@ func (d *Directory) hearCloser(way *trail, closer []*peer.AddrInfo) {
 			continue
 		}
 		if !d.connected(info.ID) {
-			d.host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.TempAddrTTL)
+			d.host.Peerstore().AddAddrs(info.ID, d.public(info.Addrs), peerstore.TempAddrTTL)
 		}
 		way.hear(info.ID)
 	}
