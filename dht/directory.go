@@ -73,6 +73,7 @@ type Directory struct {
 	values    *boundedStore // what Kademlia stores for others
 	probes    *rates        // of what costs us dialling
 	watches   *rates        // of round trips that have to be measured first
+	unknown   *rates        // of heartbeats that are forwarded though nobody knows yet whose they are
 	sampled   samples
 	indexes   indexes
 	around    surroundings
@@ -116,6 +117,7 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		rates:    newRates(float64(cfg.QueryRate), 4*float64(cfg.QueryRate)),
 		probes:   newRates(0.1, 3),
 		watches:  newRates(0.5, 8),
+		unknown:  newRates(unknownRate, 4*unknownRate),
 		started:  clock(),
 		order:    orderOf(h.ID()),
 		ready:    make(chan struct{}),
@@ -228,6 +230,9 @@ func (d *Directory) isUp() bool {
 // hear judges and takes one heartbeat from gossip (discovery.md 4, rule 4).
 func (d *Directory) hear(author peer.ID, data []byte) Verdict {
 	b, err := d.judge.beat(data, author)
+	if errors.Is(err, errPeriod) {
+		return Ignore
+	}
 	if err != nil {
 		d.log.Debug("heartbeat rejected", "peer", author, "err", err)
 		return Reject
@@ -241,6 +246,9 @@ func (d *Directory) hear(author peer.ID, data []byte) Verdict {
 		return Ignore
 	case beatNews:
 		d.wantRecord(author)
+		if !d.connected(author) && d.unknown.take("", now) > 0 {
+			return Ignore
+		}
 	case beatSame:
 		d.linger(b.av.GetSeq())
 	}
@@ -255,6 +263,10 @@ const (
 	// maxLingering bounds how many do at once; further ones are forwarded without a wait.
 	maxLingering = 512
 )
+
+// unknownRate is how many heartbeats a second of peers that are neither known nor connected are forwarded: strangers make
+// keys for nothing, and other replicas forward those that go beyond.
+const unknownRate = 1000
 
 // linger waits for a time that no two replicas have alike.
 func (d *Directory) linger(seq uint64) {
@@ -291,6 +303,7 @@ func (d *Directory) fetchLoop(ctx context.Context) error {
 		case id := <-d.fetches:
 			if err := d.fetch(ctx, id); err != nil {
 				d.log.Debug("record not fetched", "peer", id, "err", err)
+				d.index.dropBare(id)
 			}
 			d.mu.Lock()
 			delete(d.fetching, id)
