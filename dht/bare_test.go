@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
-
 )
 
 // madeUp are heartbeats of keys without records.
@@ -99,4 +98,3 @@ func still(t *testing.T) *Directory {
 	}
 	return d
 }
-

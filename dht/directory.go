@@ -241,7 +241,7 @@ func (d *Directory) hear(author peer.ID, data []byte) Verdict {
 	if !b.fresh(now) {
 		return Ignore
 	}
-	switch d.index.putBeat(b, d.cfg.BeatGap, now) {
+	switch d.index.putBeatHeard(b, d.cfg.BeatGap, now, b.heardAt(now)) {
 	case beatOld, beatEarly, beatFull:
 		return Ignore
 	case beatNews:

@@ -220,6 +220,15 @@ func (b *beat) fresh(now time.Time) bool {
 	return age <= maxBeatAge && age >= -maxAhead
 }
 
+// heardAt is when a heartbeat from gossip counts as heard: now, but no later than the node's clock can have meant. One that
+// somebody has held back would else show a dead node for as long as heartbeats may be old.
+func (b *beat) heardAt(now time.Time) time.Time {
+	if sent := millis(b.av.GetAt()).Add(maxAhead); sent.Before(now) {
+		return sent
+	}
+	return now
+}
+
 // Validator judges records of the capability namespace for kad-dht.
 type Validator struct {
 	// Now is the clock, required.

@@ -150,8 +150,13 @@ const (
 // beatBurst is how many heartbeats of a node may come at once, as long as on average there is a gap between them.
 const beatBurst = 4
 
-// putBeat takes a verified heartbeat unless a newer one is known.
+// putBeat takes a verified heartbeat that is heard now unless a newer one is known.
 func (x *replica) putBeat(b *beat, gap time.Duration, now time.Time) beatFate {
+	return x.putBeatHeard(b, gap, now, now)
+}
+
+// putBeatHeard takes one that counts as heard at some moment before now.
+func (x *replica) putBeatHeard(b *beat, gap time.Duration, now, heard time.Time) beatFate {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	d := x.sinceLocked(now)
@@ -180,7 +185,7 @@ func (x *replica) putBeat(b *beat, gap time.Duration, now time.Time) beatFate {
 	before, told := n.movingClasses(), toldBy(b.av)
 	same := gap > 0 && n.beat != nil && !n.pending && n.told == told && d-n.arrived < 2*time.Duration(n.period)*time.Second
 	n.told = told
-	n.beatSeq, n.due, n.at, n.arrived = b.av.GetSeq(), max(s.due, d)+gap, d, d
+	n.beatSeq, n.due, n.at, n.arrived = b.av.GetSeq(), max(s.due, d)+gap, d, heard.Sub(x.base)
 	if s.beatSeq == 0 {
 		n.due = d + gap
 	}
