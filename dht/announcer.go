@@ -48,7 +48,7 @@ type Schedule struct {
 	RecordLife time.Duration
 	// Provide is the time between two rounds of provider keys. Default 60 min.
 	Provide time.Duration
-	// Beat is the time between two heartbeats without a change. Default 30 s.
+	// Beat is the time between two heartbeats without a change, 1 s..2 min. Default 30 s.
 	Beat time.Duration
 	// BeatGap is the least time between two heartbeats that changes have brought forward; a regular one holds no change
 	// back. Default 5 s.
@@ -92,8 +92,8 @@ func (s Schedule) Validate() error {
 		return fmt.Errorf("%w: Schedule.RecordLife is above %s", ErrConfig, maxLifetime)
 	case s.RecordLife < s.Record+s.Record/10:
 		return fmt.Errorf("%w: Schedule.RecordLife ends before the next record", ErrConfig)
-	case s.Beat < time.Second || s.Beat > time.Hour:
-		return fmt.Errorf("%w: Schedule.Beat is not within 1 s..1 h", ErrConfig)
+	case s.Beat < time.Second || s.Beat > maxPeriod:
+		return fmt.Errorf("%w: Schedule.Beat is not within 1 s..%s", ErrConfig, maxPeriod)
 	case len(s.Retry) == 0:
 		return fmt.Errorf("%w: Schedule.Retry is empty", ErrConfig)
 	}
@@ -393,7 +393,7 @@ func (a *Announcer) publishBeat(ctx context.Context, leaving bool) error {
 	now := a.d.now()
 	a.beatSeq = max(a.beatSeq+1, uint64(now.UnixMicro()))
 	raw, err := a.source.Beat(BeatHeader{
-		Seq: a.beatSeq, At: now, Period: a.plan.Beat, CapSeq: own.cap.GetSeq(), CapDigest: own.digest,
+		Seq: a.beatSeq, At: now, Period: max(a.plan.Beat, minPeriod), CapSeq: own.cap.GetSeq(), CapDigest: own.digest,
 	}, leaving)
 	if err != nil {
 		return fmt.Errorf("making a heartbeat: %w", err)

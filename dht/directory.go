@@ -68,12 +68,13 @@ type Directory struct {
 	log    *slog.Logger
 
 	index     *replica
-	fetches   chan peer.ID
+	fetches   *fetches
 	rates     *rates
 	values    *boundedStore // what Kademlia stores for others
 	probes    *rates        // of what costs us dialling
 	watches   *rates        // of round trips that have to be measured first
 	observed  *dials        // of peers that others want measured
+	unknown   *rates        // of heartbeats that are forwarded though nobody knows yet whose they are
 	sampled   samples
 	indexes   indexes
 	around    surroundings
@@ -88,7 +89,6 @@ type Directory struct {
 	judge     judge                    // record.go, but in a model
 
 	mu       sync.Mutex
-	fetching map[peer.ID]bool
 	own      *record // what we advertise
 	ownBeat  *beat
 	running  bool
@@ -112,17 +112,17 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 	d := &Directory{
 		cfg: cfg, host: h, gossip: gossip, clock: clock, rnd: rnd, log: log,
 		index:    newReplica(cfg.MaxNodes),
-		fetches:  make(chan peer.ID, cfg.FetchQueue),
+		fetches:  newFetches(cfg.FetchWorkers, cfg.FetchQueue),
 		values:   newBoundedStore(h.ID(), cfg.StoreBytes),
 		rates:    newRates(float64(cfg.QueryRate), 4*float64(cfg.QueryRate)),
 		probes:   newRates(0.1, 3),
 		watches:  newRates(0.5, 8),
 		observed: newDials(),
+		unknown:  newRates(unknownRate, 4*unknownRate),
 		started:  clock(),
 		order:    orderOf(h.ID()),
 		ready:    make(chan struct{}),
 		done:     make(chan struct{}),
-		fetching: map[peer.ID]bool{},
 		levels:   map[string]perch{},
 		judge:    judge{openCapability, openBeat},
 		indexes:  indexes{turn: make(chan struct{}, 1)},
@@ -230,6 +230,9 @@ func (d *Directory) isUp() bool {
 // hear judges and takes one heartbeat from gossip (discovery.md 4, rule 4).
 func (d *Directory) hear(author peer.ID, data []byte) Verdict {
 	b, err := d.judge.beat(data, author)
+	if errors.Is(err, errPeriod) {
+		return Ignore
+	}
 	if err != nil {
 		d.log.Debug("heartbeat rejected", "peer", author, "err", err)
 		return Reject
@@ -238,11 +241,14 @@ func (d *Directory) hear(author peer.ID, data []byte) Verdict {
 	if !b.fresh(now) {
 		return Ignore
 	}
-	switch d.index.putBeat(b, d.cfg.BeatGap, now) {
+	switch d.index.putBeatHeard(b, d.cfg.BeatGap, now, b.heardAt(now)) {
 	case beatOld, beatEarly, beatFull:
 		return Ignore
 	case beatNews:
-		d.wantRecord(author)
+		d.wantRecord(author, true)
+		if !d.connected(author) && d.unknown.take("", now) > 0 {
+			return Ignore
+		}
 	case beatSame:
 		d.linger(b.av.GetSeq())
 	}
@@ -258,6 +264,10 @@ const (
 	maxLingering = 512
 )
 
+// unknownRate is how many heartbeats a second of peers that are neither known nor connected are forwarded: strangers make
+// keys for nothing, and other replicas forward those that go beyond.
+const unknownRate = 1000
+
 // linger waits for a time that no two replicas have alike.
 func (d *Directory) linger(seq uint64) {
 	if d.lingering.Add(1) <= maxLingering {
@@ -271,82 +281,10 @@ func (d *Directory) linger(seq uint64) {
 	d.lingering.Add(-1)
 }
 
-// wantRecord queues the fetching of a record; when the queue is full the next heartbeat asks again.
-func (d *Directory) wantRecord(id peer.ID) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.fetching[id] {
-		return
-	}
-	select {
-	case d.fetches <- id:
-		d.fetching[id] = true
-	default:
-	}
-}
-
-func (d *Directory) fetchLoop(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case id := <-d.fetches:
-			if err := d.fetch(ctx, id); err != nil {
-				d.log.Debug("record not fetched", "peer", id, "err", err)
-			}
-			d.mu.Lock()
-			delete(d.fetching, id)
-			d.mu.Unlock()
-		}
-	}
-}
-
 // heard says whether a heartbeat of a peer has been heard, and the record that it speaks of.
 func (d *Directory) heard(id peer.ID) bool {
 	e, ok := d.index.get(id, d.now())
 	return ok && e.beat != nil
-}
-
-// fetch brings the record that the peer's heartbeat speaks of: from the peer when we are connected, else from another
-// replica, else from the DHT, where one copy suffices unless it is an old one.
-func (d *Directory) fetch(ctx context.Context, id peer.ID) error {
-	ctx, cancel := context.WithTimeout(ctx, d.cfg.FetchTimeout)
-	defer cancel()
-	settled := func() bool {
-		h, ok := d.index.get(id, d.now())
-		return ok && !h.waits
-	}
-	if d.host.ID() == id {
-		return nil
-	}
-	if len(d.host.Network().ConnsToPeer(id)) > 0 {
-		if found, err := d.ask(ctx, id, []peer.ID{id}); err == nil && len(found) == 1 {
-			if b := found[0].beat; b != nil && b.fresh(d.now()) {
-				d.index.putBeat(b, 0, d.now())
-			}
-			if d.index.beats(id) {
-				d.index.putRecord(found[0].record, d.now())
-			}
-		}
-	}
-	if !d.index.beats(id) { // a peer that has been greeted and does not offer itself
-		return nil
-	}
-	d.fromReplicas(ctx, id, settled)
-	for _, quorum := range []int{1, 0} {
-		if settled() {
-			return nil
-		}
-		if rec, err := d.fromDHT(ctx, id, quorum); err == nil {
-			d.index.putRecord(rec, d.now())
-		} else if ctx.Err() != nil {
-			return err
-		}
-	}
-	if !settled() {
-		return ErrNotFound
-	}
-	return nil
 }
 
 const (

@@ -21,7 +21,7 @@ func (d *Directory) greet(ctx context.Context) error {
 	defer func() { _ = sub.Close() }()
 	for _, p := range d.host.Network().Peers() { // those that came before
 		if known, err := d.host.Peerstore().SupportsProtocols(p, protocol.ProtoQuery); err == nil && len(known) > 0 {
-			d.wantRecord(p)
+			d.wantRecord(p, false)
 		}
 	}
 	for {
@@ -33,7 +33,7 @@ func (d *Directory) greet(ctx context.Context) error {
 				return nil
 			}
 			if came, is := e.(event.EvtPeerIdentificationCompleted); is && slices.Contains(came.Protocols, protocol.ProtoQuery) && !d.heard(came.Peer) {
-				d.wantRecord(came.Peer)
+				d.wantRecord(came.Peer, false)
 			}
 		}
 	}

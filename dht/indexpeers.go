@@ -27,7 +27,7 @@ var ErrNoIndex = errors.New("dht: no index peer answers")
 const (
 	indexSample   = 16 // index peers that are looked for
 	indexAttempts = 8  // of them that are asked at most, until enough of different networks have answered
-	missingShare  = 5  // an answer that lacks more than a fifth of what two others gave is dropped
+	missingShare  = 5  // an answer that lacks more than a fifth of what two others gave does not count as one
 )
 
 // IndexAnswer tells what an index peer said.
@@ -40,8 +40,9 @@ type IndexAnswer struct {
 	Given int
 	// Lacks is how many it did not give although two others did.
 	Lacks int
-	// Dropped says that it lacked so much that what it gave is not used.
-	Dropped bool
+	// Lacking says that it lacked so much that it does not count as heard. What it gave is used all the same: it is
+	// signed by the nodes, and the two others may be those who lie.
+	Lacking bool
 	// Cut says that time was up before its last page.
 	Cut bool
 	// Err says why there is no answer, nil when there is.
@@ -59,7 +60,8 @@ type polled struct {
 }
 
 // findIndex asks index peers of different networks and operators, and unites what they give; each envelope is
-// verified and the filter evaluated again. With ViaAuto and too few of them the nodes themselves are asked too.
+// verified and the filter evaluated again. With ViaAuto and too few of them, or some that lack what others gave, the nodes
+// themselves are asked too.
 func (d *Directory) findIndex(ctx context.Context, query Query) ([]Candidate, Explanation, error) {
 	ctx, cancel, err := d.searching(ctx)
 	if err != nil {
@@ -79,18 +81,17 @@ func (d *Directory) findIndex(ctx context.Context, query Query) ([]Candidate, Ex
 	for i, a := range answers {
 		ex.PeersAsked++
 		ex.Index = append(ex.Index, a.IndexAnswer)
-		switch {
-		case a.Err != nil:
+		if a.Err != nil {
 			ex.PeersFailed++
 			continue
-		case a.Dropped:
-			continue
 		}
-		heard += btoi(fresh(groups, a.groups))
+		if !a.Lacking {
+			heard += btoi(fresh(groups, a.groups))
+		}
 		for _, row := range a.rows {
 			found.learn(row, d.now())
 		}
-		if best < 0 || a.Population > answers[best].Population {
+		if best < 0 || a.knowsMoreThan(answers[best]) {
 			best = i
 		}
 	}
@@ -106,6 +107,14 @@ func (d *Directory) findIndex(ctx context.Context, query Query) ([]Candidate, Ex
 		}
 	}
 	return d.united(query, found, ex, answers, best)
+}
+
+// knowsMoreThan says whose counts are shown: of one that lacks little rather than of one that lacks much.
+func (a *polled) knowsMoreThan(b *polled) bool {
+	if a.Lacking != b.Lacking {
+		return b.Lacking
+	}
+	return a.Population > b.Population
 }
 
 // united evaluates what was collected. The clauses were counted where the whole population is known, at the
@@ -405,6 +414,6 @@ func lacking(answers []*polled, seed uint64) {
 			known++
 			a.Lacks += btoi(!has)
 		}
-		a.Dropped = a.Lacks*missingShare > known
+		a.Lacking = a.Lacks*missingShare > known
 	}
 }

@@ -173,7 +173,7 @@ func (p *testPeer) answerWith(rows func() []*pb.QueryRow) {
 	})
 }
 
-func TestAnIndexPeerThatWithholdsIsDroppedAndOneThatForgesIsNotBelieved(t *testing.T) {
+func TestAnIndexPeerThatWithholdsDoesNotCountAndOneThatForgesIsNotBelieved(t *testing.T) {
 	c := newCrowd(t, 100, 1, time.Now())
 	client, indexes := indexed(t, c, -1, -1, -1)
 	row := func(i int) *pb.QueryRow {
@@ -207,7 +207,7 @@ func TestAnIndexPeerThatWithholdsIsDroppedAndOneThatForgesIsNotBelieved(t *testi
 			}
 		}
 		bad := slices.IndexFunc(ex.Index, func(a IndexAnswer) bool { return a.Peer == indexes[2].id })
-		return len(got) == 100 && bad >= 0 && ex.Index[bad].Dropped && ex.Index[bad].Lacks == 30 && ex.IndexHeard == 2
+		return len(got) == 100 && bad >= 0 && ex.Index[bad].Lacking && ex.Index[bad].Lacks == 30 && ex.IndexHeard == 2
 	})
 	indexes[2].answerWith(func() []*pb.QueryRow { // it keeps a tenth back: that may be its age
 		var out []*pb.QueryRow

@@ -34,8 +34,14 @@ const (
 	maxLifetime   = 2 * time.Hour
 	maxAhead      = 2 * time.Minute // clocks may differ by so much
 	maxBeatAge    = 5 * time.Minute
+	minPeriod     = 10 * time.Second // of heartbeats: a node is believed for three periods
+	maxPeriod     = 2 * time.Minute
 	digestSize    = 8
 )
+
+// errPeriod is a heartbeat's period that this version does not take. A later one may send other periods, so who forwards
+// such a heartbeat is not to blame.
+var errPeriod = fmt.Errorf("%w: period_s is not within %d..%d", ErrBounds, minPeriod/time.Second, maxPeriod/time.Second)
 
 func digestOf(raw []byte) (d [digestSize]byte) { s := sha256.Sum256(raw); copy(d[:], s[:]); return d }
 
@@ -196,12 +202,14 @@ func openBeat(raw []byte, author peer.ID) (*beat, error) {
 	if a.GetFormat() == 0 || a.GetSeq() == 0 || a.GetPeriodS() == 0 {
 		b.err = fmt.Errorf("%w: format, seq and period_s have to be set", ErrBounds)
 	}
-	b.atMost("period_s", int(min(a.GetPeriodS(), 1<<20)), 3600)
 	b.exactly("cap_digest", len(a.GetCapDigest()), digestSize)
 	b.atMost("groups", len(a.GetGroups()), 8)
 	b.atMost("coordinate", len(a.GetCoordinate()), 8)
 	if b.err != nil {
 		return nil, b.err
+	}
+	if p := time.Duration(a.GetPeriodS()) * time.Second; p < minPeriod || p > maxPeriod {
+		return nil, fmt.Errorf("%w: it is %d", errPeriod, a.GetPeriodS())
 	}
 	return &beat{raw: bytes.Clone(raw), peer: author, av: a}, nil
 }
@@ -210,6 +218,15 @@ func openBeat(raw []byte, author peer.ID) (*beat, error) {
 func (b *beat) fresh(now time.Time) bool {
 	age := now.Sub(millis(b.av.GetAt()))
 	return age <= maxBeatAge && age >= -maxAhead
+}
+
+// heardAt is when a heartbeat from gossip counts as heard: now, but no later than the node's clock can have meant. One that
+// somebody has held back would else show a dead node for as long as heartbeats may be old.
+func (b *beat) heardAt(now time.Time) time.Time {
+	if sent := millis(b.av.GetAt()).Add(maxAhead); sent.Before(now) {
+		return sent
+	}
+	return now
 }
 
 // Validator judges records of the capability namespace for kad-dht.

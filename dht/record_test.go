@@ -160,6 +160,11 @@ func TestHeartbeatsAreHeldToTheirAuthorAndBounds(t *testing.T) {
 		{"no digest", change(func(a *pb.Availability) { a.CapDigest = nil }), me.id, ErrBounds},
 		{"no period", change(func(a *pb.Availability) { a.PeriodS = 0 }), me.id, ErrBounds},
 		{"a period of a day", change(func(a *pb.Availability) { a.PeriodS = 86400 }), me.id, ErrBounds},
+		{"a period of 9 s", change(func(a *pb.Availability) { a.PeriodS = 9 }), me.id, errPeriod},
+		{"a period of 10 s", change(func(a *pb.Availability) { a.PeriodS = 10 }), me.id, nil},
+		{"a period of 120 s", change(func(a *pb.Availability) { a.PeriodS = 120 }), me.id, nil},
+		{"a period of 121 s", change(func(a *pb.Availability) { a.PeriodS = 121 }), me.id, errPeriod},
+		{"a period beyond counting", change(func(a *pb.Availability) { a.PeriodS = 1<<32 - 1 }), me.id, errPeriod},
 		{"nine groups", change(func(a *pb.Availability) { a.Groups = make([]*pb.GroupLoad, 9) }), me.id, ErrBounds},
 	} {
 		if _, err := openBeat(c.raw, c.author); !errors.Is(err, c.want) {

@@ -32,7 +32,7 @@ type replica struct {
 	expires []int64         // Unix ms, of the record
 	lapses  []time.Duration // since base, of the heartbeat
 	classes *classes
-	bare    int // slots without a record
+	bare    bareSlots
 	swept   time.Duration
 	seen    map[peer.ID]seqs
 }
@@ -45,7 +45,7 @@ type seqs struct {
 }
 
 func newReplica(limit int) *replica {
-	return &replica{limit: limit, slots: map[peer.ID]uint32{}, classes: newClasses(), seen: map[peer.ID]seqs{}}
+	return &replica{limit: limit, slots: map[peer.ID]uint32{}, classes: newClasses(), seen: map[peer.ID]seqs{}, bare: newBareSlots()}
 }
 
 // since turns a moment into a duration on the receiver's monotonic clock.
@@ -117,13 +117,11 @@ func (x *replica) putRecord(r *record, now time.Time) bool {
 		if !x.roomLocked(now) {
 			return false
 		}
-		i = x.allotLocked(r.peer, s)
+		i = x.allotLocked(r.peer, s, d)
 	}
 	n := x.at(i)
 	x.unfileLocked(n, i)
-	if n.record == nil {
-		x.bare--
-	}
+	x.bare.remove(i)
 	n.recordSeq, n.at = r.cap.GetSeq(), d
 	n.record = &heldRecord{raw: r.raw, digest: r.digest, expires: r.cap.GetExpires()}
 	n.tell(r.cap)
@@ -133,6 +131,7 @@ func (x *replica) putRecord(r *record, now time.Time) bool {
 		}
 	}
 	x.fileLocked(n, i)
+	x.lapses[i] = n.lapse()
 	return true
 }
 
@@ -151,8 +150,13 @@ const (
 // beatBurst is how many heartbeats of a node may come at once, as long as on average there is a gap between them.
 const beatBurst = 4
 
-// putBeat takes a verified heartbeat unless a newer one is known.
+// putBeat takes a verified heartbeat that is heard now unless a newer one is known.
 func (x *replica) putBeat(b *beat, gap time.Duration, now time.Time) beatFate {
+	return x.putBeatHeard(b, gap, now, now)
+}
+
+// putBeatHeard takes one that counts as heard at some moment before now.
+func (x *replica) putBeatHeard(b *beat, gap time.Duration, now, heard time.Time) beatFate {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	d := x.sinceLocked(now)
@@ -169,16 +173,19 @@ func (x *replica) putBeat(b *beat, gap time.Duration, now time.Time) beatFate {
 		return beatEarly
 	}
 	if !held {
-		if x.bare >= x.bareLimit() || !x.roomLocked(now) {
+		for x.bare.len() >= x.bareLimit() { // who has waited longest for its record goes
+			x.dropLocked(x.bare.oldest())
+		}
+		if !x.roomLocked(now) {
 			return beatFull
 		}
-		i = x.allotLocked(b.peer, s)
+		i = x.allotLocked(b.peer, s, d)
 	}
 	n := x.at(i)
 	before, told := n.movingClasses(), toldBy(b.av)
 	same := gap > 0 && n.beat != nil && !n.pending && n.told == told && d-n.arrived < 2*time.Duration(n.period)*time.Second
 	n.told = told
-	n.beatSeq, n.due, n.at, n.arrived = b.av.GetSeq(), max(s.due, d)+gap, d, d
+	n.beatSeq, n.due, n.at, n.arrived = b.av.GetSeq(), max(s.due, d)+gap, d, heard.Sub(x.base)
 	if s.beatSeq == 0 {
 		n.due = d + gap
 	}
@@ -200,11 +207,8 @@ func (x *replica) putBeat(b *beat, gap time.Duration, now time.Time) beatFate {
 	return beatTaken
 }
 
-// bareLimit bounds the nodes of which only heartbeats are known: strangers make them for nothing.
-func (x *replica) bareLimit() int { return x.limit/8 + 16 }
-
 // allotLocked gives a peer a slot; the caller holds mu and has made sure that there is room.
-func (x *replica) allotLocked(id peer.ID, s seqs) uint32 {
+func (x *replica) allotLocked(id peer.ID, s seqs, now time.Duration) uint32 {
 	if len(x.free) == 0 {
 		first := uint32(len(x.expires))
 		x.chunks = append(x.chunks, new([chunkSize]node))
@@ -222,7 +226,7 @@ func (x *replica) allotLocked(id peer.ID, s seqs) uint32 {
 	*n = node{id: id, order: orderOf(id), seqs: s}
 	x.lapses[i] = math.MaxInt64
 	x.fileLocked(n, i)
-	x.bare++
+	x.bare.add(i, now)
 	return i
 }
 
@@ -259,10 +263,10 @@ func (x *replica) unfileLocked(n *node, i uint32) {
 func (x *replica) dropLocked(i uint32) {
 	n := x.at(i)
 	x.unfileLocked(n, i)
-	if n.record == nil {
-		x.bare--
+	x.bare.remove(i)
+	if n.recordSeq > 0 { // else nobody knows of it, and a flood of keys would push out those of nodes
+		x.seen[n.id] = n.seqs
 	}
-	x.seen[n.id] = n.seqs
 	delete(x.slots, n.id)
 	x.free = append(x.free, i)
 	*n = node{}
@@ -291,6 +295,9 @@ func (x *replica) sweep(now time.Time) {
 func (x *replica) sweepLocked(now time.Time) {
 	d, ms := x.sinceLocked(now), now.UnixMilli()
 	x.swept = d
+	for x.bare.len() > 0 && d-x.bare.since() > bareLife {
+		x.dropLocked(x.bare.oldest())
+	}
 	for _, i := range x.slots {
 		// Dead: heartbeats stopped long ago, or the record has expired.
 		if n := x.at(i); n.lapse() < d || n.record != nil && n.expires() <= ms {

@@ -514,15 +514,15 @@ func priceText(p *uint64) string {
 func explainFind(w io.Writer, ex dht.Explanation) {
 	_, _ = fmt.Fprintf(w, "%d of %d known nodes match (%s; asked %d, %d did not answer)\n", ex.Matched, ex.Population, ex.Tier, ex.PeersAsked, ex.PeersFailed)
 	if ex.IndexHeard < ex.IndexWanted {
-		_, _ = fmt.Fprintf(w, "  only %d of %d index peers of different networks and operators answered: somebody may keep nodes back\n", ex.IndexHeard, ex.IndexWanted)
+		_, _ = fmt.Fprintf(w, "  only %d of %d index peers of different networks and operators gave a whole answer: somebody may keep nodes back\n", ex.IndexHeard, ex.IndexWanted)
 	}
 	for _, a := range ex.Index {
 		var note string
 		switch {
 		case a.Err != nil:
 			note = "did not answer: " + printable(a.Err.Error())
-		case a.Dropped:
-			note = fmt.Sprintf("left out: of what two others gave it lacks %d", a.Lacks)
+		case a.Lacking:
+			note = fmt.Sprintf("gave %d, but lacks %d that two others gave: it does not count", a.Given, a.Lacks)
 		default:
 			note = fmt.Sprintf("gave %d of the %d that match among its %d", a.Given, a.Matched, a.Population)
 			if a.Cut {
