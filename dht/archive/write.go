@@ -248,6 +248,7 @@ func errorKind(text string) string {
 		{"protocols not supported", "protocol not spoken"},
 		{"stream reset", "stream reset"},
 		{"asks for fewer", "asked too often"},
+		{"peers too many", "too many peers"},
 	} {
 		if strings.Contains(text, k.part) {
 			return k.kind
