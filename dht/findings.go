@@ -360,6 +360,16 @@ func (f *Findings) Refused() map[string]int {
 	return maps.Clone(f.refused)
 }
 
+// Newest returns the newest record of a peer, nil when none is known. It is not to be changed.
+func (f *Findings) Newest(id peer.ID) *pb.Capability {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if all := f.byPeer[id]; len(all) > 0 {
+		return all[len(all)-1].cap
+	}
+	return nil
+}
+
 // Records returns every record, sorted by peer, sequence number and bytes.
 func (f *Findings) Records() []Found {
 	f.mu.Lock()

@@ -56,10 +56,10 @@ func (s *survey) visit(ctx context.Context, id peer.ID, addrs []multiaddr.Multia
 		return // it is visited again when the survey goes on
 	}
 	v.Crawling, v.Ended = time.Since(began), s.d.now()
-	s.event(SurveyEvent{Visit: &v})
-	if seen != nil {
+	if seen != nil { // first, so that who takes the visit knows whether the peer wants to be kept
 		s.event(SurveyEvent{Sighting: seen})
 	}
+	s.event(SurveyEvent{Visit: &v})
 }
 
 // connect reaches a peer and waits for what it says of itself. Where TCP and QUIC answer at once, either side may
