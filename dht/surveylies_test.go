@@ -24,9 +24,8 @@ func made(n int64) peer.ID {
 	return peer.ID(append([]byte{0, 36, 8, 1, 18, 32}, h[:]...))
 }
 
-// tellsOf makes a host answer each FIND_NODE with so many other peers that nobody is.
-func tellsOf(h host.Host, each int) {
-	var told atomic.Int64
+// tellsOf makes a host answer each FIND_NODE with these peers, whoever they are.
+func tellsOf(h host.Host, tell func() []peer.AddrInfo) {
 	h.SetStreamHandler(protocol.ProtoKad, func(s network.Stream) {
 		defer s.Close()
 		r := msgio.NewVarintReaderSize(s, 1<<20)
@@ -39,9 +38,12 @@ func tellsOf(h host.Host, each int) {
 			if err := proto.Unmarshal(raw, m); err != nil {
 				return
 			}
-			for range each {
-				addr := multiaddr.StringCast("/ip4/127.0.0.1/tcp/9").Bytes()
-				m.CloserPeers = append(m.CloserPeers, &kadpb.Message_Peer{Id: []byte(made(told.Add(1))), Addrs: [][]byte{addr}})
+			for _, info := range tell() {
+				p := &kadpb.Message_Peer{Id: []byte(info.ID)}
+				for _, a := range info.Addrs {
+					p.Addrs = append(p.Addrs, a.Bytes())
+				}
+				m.CloserPeers = append(m.CloserPeers, p)
 			}
 			out, err := proto.Marshal(m)
 			if err != nil || msgio.NewVarintWriter(s).WriteMsg(out) != nil {
@@ -51,10 +53,21 @@ func tellsOf(h host.Host, each int) {
 	})
 }
 
+// madeUp tells of so many peers each time that nobody is and that have not been told of before.
+func madeUp(each int, addr multiaddr.Multiaddr) func() []peer.AddrInfo {
+	var told atomic.Int64
+	return func() (out []peer.AddrInfo) {
+		for range each {
+			out = append(out, peer.AddrInfo{ID: made(told.Add(1)), Addrs: []multiaddr.Multiaddr{addr}})
+		}
+		return out
+	}
+}
+
 func TestOneServerCannotAddMorePeersToASurveyThanATableHolds(t *testing.T) {
 	for _, each := range []int{200, 12} { // one answer is too long; all together are
 		liar, _ := newHost(t, identityOf(t, 3))
-		tellsOf(liar, each)
+		tellsOf(liar, madeUp(each, multiaddr.StringCast("/ip4/127.0.0.1/tcp/9")))
 		c := startPeer(t, 9, func(c *Config) { c.Mode, c.K = ModeClient, 8 })
 		connect(t, c.host, liar)
 		f, _ := surveyed(t, c.dir, quickPlan(), &testPeer{identity: identityOf(t, 3), host: liar})

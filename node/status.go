@@ -111,7 +111,7 @@ type StandingStatus struct {
 	Problem string `json:"problem,omitempty"`
 	// Isolated says that for a minute nobody of the directory was known.
 	Isolated bool `json:"isolated,omitempty"`
-	// Split says that an anchor is in another network.
+	// Split says that anchors are in another network: one that was given, or two that were met.
 	Split bool `json:"split,omitempty"`
 	// Checked is when others were asked last how they see the node; zero before the first time.
 	Checked time.Time `json:"checked,omitzero"`
