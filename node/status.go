@@ -68,6 +68,8 @@ type Status struct {
 	Profiles []ProfileStatus `json:"profiles"`
 	// Directory is how many servers of the directory are known; 0 means that nobody learns of the node.
 	Directory int `json:"directory_servers"`
+	// Stored is who took its record last; nil before anybody was asked.
+	Stored *StoredStatus `json:"stored,omitempty"`
 	// Standing is whether the node is in one network with its anchors, and seen there.
 	Standing StandingStatus `json:"standing"`
 	// Jobs are the clusters that the node belongs to.
@@ -102,6 +104,16 @@ type ProfileStatus struct {
 	Met bool `json:"met"`
 	// Requirements are its lines.
 	Requirements []protocol.Requirement `json:"requirements"`
+}
+
+// StoredStatus is what came of storing the node's record last.
+type StoredStatus struct {
+	// At is when.
+	At time.Time `json:"at"`
+	// Asked is how many servers of the directory were asked to keep it, Took how many do.
+	Asked int `json:"asked"`
+	// Took is how many of them took it.
+	Took int `json:"took"`
 }
 
 // StandingStatus is how the node stands in the directory, as far as it knows.
