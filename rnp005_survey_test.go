@@ -205,11 +205,16 @@ func (g *surveyed) tampered(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	lines := bytes.SplitAfter(b, []byte("\n"))
-	lines[3] = bytes.Replace(lines[3], []byte(`"claimed_cpu_cores":`), []byte(`"claimed_cpu_cores":1`), 1)
+	cores := []byte(`"claimed_cpu_cores":`)
+	row := slices.IndexFunc(lines, func(l []byte) bool { return bytes.Contains(l, cores) }) // the bridge's has none
+	if row < 0 {
+		t.Fatalf("no row has %s", cores)
+	}
+	lines[row] = bytes.Replace(lines[row], cores, append(cores, '1'), 1)
 	if err := os.WriteFile(path, bytes.Join(lines, nil), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if code, _, errs := g.exit("network", "verify", dir); code != 1 || !strings.Contains(errs, "_records.ndjson row 4: not what was signed: claimed_cpu_cores differs") {
+	if code, _, errs := g.exit("network", "verify", dir); code != 1 || !strings.Contains(errs, fmt.Sprintf("_records.ndjson row %d: not what was signed: claimed_cpu_cores differs", row+1)) {
 		t.Errorf("exit code %d, %s", code, errs)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -118,6 +119,7 @@ type Announcer struct {
 	planted bool // keys have been announced since the start
 	tries   int
 	failing bool
+	stored  atomic.Pointer[Stored]
 }
 
 // NewAnnouncer prepares an announcer; it starts nothing. It returns ErrConfig.
@@ -382,7 +384,9 @@ func (a *Announcer) sendRecord(ctx context.Context, life time.Duration, leaving 
 	if err != nil {
 		return Published{}, fmt.Errorf("making a capability record: %w", err)
 	}
-	return a.d.Advertise(ctx, raw)
+	p, err := a.d.Advertise(ctx, raw)
+	a.note(p)
+	return p, err
 }
 
 func (a *Announcer) publishBeat(ctx context.Context, leaving bool) error {

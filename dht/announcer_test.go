@@ -13,6 +13,9 @@ func TestWhoIsReachedElsewhereSaysSoSoonAtFirstAndThenSeldom(t *testing.T) {
 		w := newSim(t, 5, 5, 0)
 		pass(time.Minute)
 		h := w.hosts[4]
+		if got, ok := h.announce.Stored(); !ok || got.Holders == 0 || got.Acks != got.Holders || time.Since(got.At) > time.Minute {
+			t.Errorf("who took the record: %+v, %t", got, ok)
+		}
 		records := func() int { h.mu.Lock(); defer h.mu.Unlock(); return len(h.records) }
 		if records() != 1 {
 			t.Fatalf("after a minute it has published %d records, want 1", records())
@@ -32,6 +35,16 @@ func TestWhoIsReachedElsewhereSaysSoSoonAtFirstAndThenSeldom(t *testing.T) {
 		pass(2 * time.Minute)
 		if records() != 2+soonMoves {
 			t.Errorf("two minutes later it has published %d records, want %d", records(), 2+soonMoves)
+		}
+	})
+}
+
+func TestNobodyHasTakenARecordThatWasNotStored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newSim(t, 1, 1, 0) // nobody to ask
+		pass(time.Minute)
+		if got, ok := w.hosts[0].announce.Stored(); ok {
+			t.Errorf("%+v", got)
 		}
 	})
 }

@@ -49,6 +49,8 @@ type Visit struct {
 	ConnectErr, CrawlErr string
 	// Neighbors are the peers in its routing table, sorted by ID, with the addresses that it knows.
 	Neighbors []peer.AddrInfo
+	// Surplus is how many peers it told of beyond what a routing table holds: they are left out.
+	Surplus int
 	// ErrorBits has bit n set when the question for common prefix length n failed.
 	ErrorBits uint32
 	// Server says that it serves the directory, Scans that it can be scanned.
@@ -191,9 +193,15 @@ func (f *Findings) Take(e SurveyEvent) {
 	}
 }
 
+// surplusPeers is the reason by which peers are counted that a server told of beyond what its table can hold.
+const surplusPeers = "told of by a server beyond what its table holds"
+
 func (f *Findings) takeVisit(v Visit) {
 	if old, ok := f.visits[v.Peer]; !ok || v.ConnectErr == "" || old.ConnectErr != "" {
 		f.visits[v.Peer] = v
+	}
+	if v.Surplus > 0 {
+		f.refused[surplusPeers] += v.Surplus
 	}
 	if v.Answered() {
 		f.alive(v.Peer, v.Ended, false)
@@ -345,11 +353,21 @@ func (f *Findings) Lives() []Life {
 	return sortedBy(slices.Values(out), func(l Life) string { return l.Peer.String() })
 }
 
-// Refused counts records and heartbeats that did not verify, by reason.
+// Refused counts records and heartbeats that did not verify, and peers that servers told of in excess, by reason.
 func (f *Findings) Refused() map[string]int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return maps.Clone(f.refused)
+}
+
+// Newest returns the newest record of a peer, nil when none is known. It is not to be changed.
+func (f *Findings) Newest(id peer.ID) *pb.Capability {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if all := f.byPeer[id]; len(all) > 0 {
+		return all[len(all)-1].cap
+	}
+	return nil
 }
 
 // Records returns every record, sorted by peer, sequence number and bytes.

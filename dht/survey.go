@@ -471,18 +471,25 @@ type Heard struct {
 	Period time.Duration
 	// Leaving says that it was a goodbye.
 	Leaving bool
+	// Record is the record that it speaks of, nil while that is not known. It is not to be changed.
+	Record *pb.Capability
 }
 
 // Heard returns the last heartbeat of each peer that the directory listens to, in no particular order.
 func (d *Directory) Heard() []Heard {
 	var out []Heard
 	for _, e := range d.index.spoken() {
-		if e.peer != d.host.ID() {
-			out = append(out, Heard{
-				Peer: e.peer, Seq: e.av.GetSeq(), At: e.arrived, Period: (&beat{av: e.av}).period(),
-				Leaving: e.av.GetState() == pb.NodeState_NODE_STATE_LEAVING,
-			})
+		if e.peer == d.host.ID() {
+			continue
 		}
+		h := Heard{
+			Peer: e.peer, Seq: e.av.GetSeq(), At: e.arrived, Period: (&beat{av: e.av}).period(),
+			Leaving: e.av.GetState() == pb.NodeState_NODE_STATE_LEAVING,
+		}
+		if e.record != nil {
+			h.Record = d.index.opened.record(e.record)
+		}
+		out = append(out, h)
 	}
 	return out
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"math/bits"
 	"slices"
 	"time"
@@ -55,10 +56,10 @@ func (s *survey) visit(ctx context.Context, id peer.ID, addrs []multiaddr.Multia
 		return // it is visited again when the survey goes on
 	}
 	v.Crawling, v.Ended = time.Since(began), s.d.now()
-	s.event(SurveyEvent{Visit: &v})
-	if seen != nil {
+	if seen != nil { // first, so that who takes the visit knows whether the peer wants to be kept
 		s.event(SurveyEvent{Sighting: seen})
 	}
+	s.event(SurveyEvent{Visit: &v})
 }
 
 // connect reaches a peer and waits for what it says of itself. Where TCP and QUIC answer at once, either side may
@@ -148,9 +149,11 @@ func (v *Visit) fastest(d time.Duration) {
 }
 
 // readTable asks for the peers nearest to keys that share ever more bits with the server's own: each bucket
-// of its table. Two answers in a row without anybody new, or two failures, end it.
+// of its table. Two answers in a row without anybody new, or two failures, end it. What one server can add is bounded by what
+// a table holds, so that a liar costs no more than a server.
 func (s *survey) readTable(ctx context.Context, v *Visit) {
 	seen := map[peer.ID]bool{v.Peer: true}
+	most := (maxPrefix + 1) * s.d.cfg.K
 	empty, failed := 0, 0
 	for length := 0; length <= maxPrefix && empty < 2 && failed < 2; length++ {
 		began := time.Now()
@@ -162,12 +165,17 @@ func (s *survey) readTable(ctx context.Context, v *Visit) {
 			continue
 		}
 		v.fastest(time.Since(began))
-		fresh := 0
-		for _, info := range infos {
+		fresh, sized := 0, min(len(infos), 2*s.d.cfg.K)
+		v.Surplus += len(infos) - sized
+		for _, info := range infos[:sized] {
 			if seen[info.ID] || info.ID == s.d.host.ID() {
 				continue
 			}
 			seen[info.ID] = true
+			if len(v.Neighbors) >= most {
+				v.Surplus++
+				continue
+			}
 			fresh++
 			v.Neighbors = append(v.Neighbors, *info)
 			s.want(info.ID, info.Addrs)
@@ -177,6 +185,9 @@ func (s *survey) readTable(ctx context.Context, v *Visit) {
 		} else {
 			empty = 0
 		}
+	}
+	if v.Surplus > 0 {
+		v.CrawlErr = fmt.Sprintf("it told of %d peers too many: a table holds %d, an answer %d", v.Surplus, most, s.d.cfg.K)
 	}
 	v.Neighbors = sortedBy(slices.Values(v.Neighbors), func(p peer.AddrInfo) string { return p.ID.String() })
 }

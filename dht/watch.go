@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 )
 
 // WatchConfig says how often a peer asks itself whether it is in one network with the others, and seen there
@@ -76,7 +79,8 @@ type Standing struct {
 	Alone time.Time
 	// Anchors are the peers that ought to be in our network, with what the last look at each gave.
 	Anchors []Anchor
-	// Split says that an anchor was found in another network and that joining the two has not helped yet.
+	// Split says that anchors were found in another network and that joining the two has not helped yet: one that was given, or
+	// two of different networks, as any peer that we have met becomes an anchor and can lie.
 	Split bool
 	// Seen is how others see us.
 	Seen Seen
@@ -94,6 +98,12 @@ type Anchor struct {
 	Overlap float64
 	// Err says why it could not be reached, nil when it was.
 	Err error
+	// Given says that it is one of WatchConfig.Anchors, not a peer that was met.
+	Given bool
+	// Split says that it was found in another network at the last look that told, and joining has not helped.
+	Split bool
+
+	network string // two anchors of one are not independent
 }
 
 // Seen is how the peers that were asked last see us.
@@ -122,6 +132,7 @@ type watcher struct {
 	cfg     WatchConfig
 	anchors []peer.AddrInfo
 	known   map[peer.ID]int // position in anchors
+	given   int             // of anchors, the first ones
 	next    int
 	blind   int
 }
@@ -142,6 +153,7 @@ func (d *Directory) Watch(ctx context.Context, cfg WatchConfig) error {
 	for _, a := range cfg.Anchors {
 		w.remember(a)
 	}
+	w.trust()
 	w.loop(ctx)
 	return nil
 }
@@ -171,17 +183,56 @@ func (w *watcher) remember(a peer.AddrInfo) {
 	case ok:
 		w.anchors[i].Addrs = a.Addrs
 		return
-	case len(w.anchors) < len(w.cfg.Anchors)+maxRemembered:
+	case len(w.anchors) < w.given+maxRemembered:
 		i = len(w.anchors)
 		w.anchors = append(w.anchors, a)
-		w.change(func(s *Standing) { s.Anchors = append(s.Anchors, Anchor{Peer: a.ID, Overlap: -1}) })
+		w.change(func(s *Standing) { s.Anchors = append(s.Anchors, w.anchor(a)) })
 	default:
-		i = len(w.cfg.Anchors) + int(w.d.roll()*maxRemembered)
+		i = w.given + int(w.d.roll()*maxRemembered)
 		delete(w.known, w.anchors[i].ID)
 		w.anchors[i] = a
-		w.change(func(s *Standing) { s.Anchors[i] = Anchor{Peer: a.ID, Overlap: -1} })
+		w.change(func(s *Standing) { s.Anchors[i] = w.anchor(a) })
 	}
 	w.known[a.ID] = i
+}
+
+// anchor is what is known of an anchor before the first look.
+func (w *watcher) anchor(a peer.AddrInfo) Anchor {
+	out := Anchor{Peer: a.ID, Overlap: -1, network: string(a.ID)}
+	if w.d.cfg.Loopback {
+		return out
+	}
+	for _, addr := range a.Addrs {
+		if net := netOf(addr, 2, 4); net != "" {
+			out.network = net
+			break
+		}
+	}
+	return out
+}
+
+// trust makes the anchors so far those that were given.
+func (w *watcher) trust() {
+	w.given = len(w.anchors)
+	w.change(func(s *Standing) {
+		for i := range s.Anchors[:w.given] {
+			s.Anchors[i].Given = true
+		}
+	})
+}
+
+// split says whether the anchors that tell of another network are to be believed.
+func split(anchors []Anchor) bool {
+	networks := map[string]bool{}
+	for _, a := range anchors {
+		if a.Split && a.Given {
+			return true
+		}
+		if a.Split {
+			networks[a.network] = true
+		}
+	}
+	return len(networks) > 1
 }
 
 func (w *watcher) loop(ctx context.Context) {
@@ -211,6 +262,9 @@ func (w *watcher) loop(ctx context.Context) {
 			later = now.Add(w.cfg.Every)
 			w.next = (w.next + 1) % len(w.anchors)
 			w.check(ctx, w.next)
+			for _, i := range w.apart() {
+				w.check(ctx, i)
+			}
 			w.gather(ctx)
 		}
 		if !now.Before(seen) {
@@ -280,31 +334,76 @@ func (w *watcher) reach(ctx context.Context, i int) error {
 	return err
 }
 
+// apart are the anchors that were found in another network and are looked at again: those that were given first.
+func (w *watcher) apart() (at []int) {
+	w.change(func(s *Standing) {
+		for i := range s.Anchors {
+			if s.Anchors[i].Split && i != w.next && len(at) < maxApart {
+				at = append(at, i)
+			}
+		}
+	})
+	return at
+}
+
+// Bounds of what anchors of another network can cause.
+const (
+	maxApart   = 4 // of them are looked at again at a time
+	joinTried  = 8 // peers of the other network are dialled
+	joinEnough = 2 // of these join the two
+)
+
 // check compares what an anchor finds near random keys with what we find there.
 func (w *watcher) check(ctx context.Context, i int) {
 	ctx, cancel := context.WithTimeout(ctx, 2*w.d.cfg.QueryTimeout+w.cfg.Dial)
 	defer cancel()
-	worst, apart := w.compare(ctx, i)
-	if worst < 0 {
+	share, others := w.compare(ctx, i)
+	if share < 0 {
+		w.note(i, func(a *Anchor) { a.Split = a.Split && a.Given }) // who is gone and was only met is not believed for ever
 		return
 	}
-	split := false
-	if len(apart) > 0 {
-		w.d.log.Warn("an anchor is in another network; joining the two", "anchor", w.anchors[i].ID, "overlap", worst)
-		for _, info := range apart {
-			_ = w.d.host.Connect(ctx, info) // any one that comes about joins them
-		}
-		select {
-		case err := <-w.d.kad.RefreshRoutingTable():
-			if err != nil {
-				w.d.log.Debug("routing table not refreshed", "err", err)
-			}
-		case <-ctx.Done():
-		}
+	found := false
+	if len(others) > 0 {
+		w.d.log.Warn("an anchor is in another network; joining the two", "anchor", w.anchors[i].ID, "overlap", share)
+		w.join(ctx, others)
 		again, still := w.compare(ctx, i)
-		split, worst = len(still) > 0, again
+		share, found = again, again < 0 || len(still) > 0
 	}
-	w.change(func(s *Standing) { s.Anchors[i].Overlap, s.Split = worst, split })
+	w.note(i, func(a *Anchor) { a.Overlap, a.Split = share, found })
+}
+
+// note changes what is known of an anchor.
+func (w *watcher) note(i int, do func(*Anchor)) {
+	w.change(func(s *Standing) {
+		do(&s.Anchors[i])
+		s.Split = split(s.Anchors)
+	})
+}
+
+// join connects to peers of another network: any one that comes about joins the two. They are whom an anchor names, so not many
+// are tried, and no private addresses on the internet.
+func (w *watcher) join(ctx context.Context, others []peer.AddrInfo) {
+	tried, joined := 0, 0
+	for _, info := range others {
+		if !w.d.cfg.Loopback {
+			info.Addrs = slices.DeleteFunc(slices.Clone(info.Addrs), func(a multiaddr.Multiaddr) bool { return !manet.IsPublicAddr(a) })
+		}
+		if len(info.Addrs) == 0 {
+			continue
+		}
+		if tried == joinTried || joined == joinEnough {
+			break
+		}
+		tried++
+		joined += btoi(w.d.host.Connect(ctx, info) == nil)
+	}
+	select {
+	case err := <-w.d.kad.RefreshRoutingTable():
+		if err != nil {
+			w.d.log.Debug("routing table not refreshed", "err", err)
+		}
+	case <-ctx.Done():
+	}
 }
 
 const splitOverlap = 0.5 // less in common is another network
@@ -453,7 +552,13 @@ func (s *Standing) Problem() error {
 		}
 		return errors.Join(errs...)
 	case s.Split:
-		return errors.New("an anchor is in another network than we are")
+		var apart []string
+		for _, a := range s.Anchors {
+			if a.Split {
+				apart = append(apart, a.Peer.String())
+			}
+		}
+		return fmt.Errorf("in another network than we are: %s", strings.Join(apart[:min(len(apart), 3)], ", "))
 	case s.Seen.Blind > 0:
 		return fmt.Errorf("none of the %d peers that were asked finds our record", s.Seen.Asked)
 	}

@@ -3,6 +3,7 @@ package dht
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -10,8 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 )
 
 // watch runs Watch, quickly, until the test ends.
@@ -77,6 +80,128 @@ func TestTwoNetworksAreFoundAndJoinedAtTheirAnchor(t *testing.T) {
 		c, err := here[3].dir.Get(within(t, 5*time.Second), there[1].id)
 		return err == nil && c.Peer == there[1].id
 	})
+}
+
+// watcherOf is a watcher that checks when it is told to; the first so many anchors are given.
+func watcherOf(d *Directory, given int, anchors ...peer.AddrInfo) *watcher {
+	w := &watcher{d: d, cfg: DefaultWatch(), known: map[peer.ID]int{}}
+	for i, a := range anchors {
+		if i == given {
+			w.trust()
+		}
+		w.remember(a)
+	}
+	if given == len(anchors) {
+		w.trust()
+	}
+	return w
+}
+
+func TestOneAnchorThatWasMetCannotSayThatWeAreInAnotherNetwork(t *testing.T) {
+	all := island(t, 0, 3)
+	us, good := all[0], all[1]
+	var liars []host.Host
+	anchors := []peer.AddrInfo{infoOf(good)}
+	for i := range 2 {
+		h, _ := newHost(t, identityOf(t, 50+i))
+		tellsOf(h, madeUp(20, multiaddr.StringCast("/ip4/127.0.0.1/tcp/9")))
+		liars, anchors = append(liars, h), append(anchors, peer.AddrInfo{ID: h.ID(), Addrs: h.Addrs()})
+	}
+	w := watcherOf(us.dir, 0, anchors...)
+	state := func(check int) (s Standing) {
+		w.check(t.Context(), check)
+		return us.dir.Standing()
+	}
+	if s := state(1); s.Split || !s.Anchors[1].Split || s.Anchors[1].Overlap != 0 || s.Problem() != nil {
+		t.Errorf("one that was met says it: %+v", s)
+	}
+	if s := state(0); s.Split || !s.Anchors[1].Split {
+		t.Errorf("a good one clears another: %+v", s)
+	}
+	if s := state(2); !s.Split || s.Problem() == nil || !strings.Contains(s.Problem().Error(), anchors[2].ID.String()) {
+		t.Errorf("two independent ones say it: %+v", s)
+	}
+	if s := state(0); !s.Split {
+		t.Error("a good one clears what two others say")
+	}
+	for i, h := range liars { // they are joined
+		tellsOf(h, func() []peer.AddrInfo { return []peer.AddrInfo{infoOf(good), infoOf(all[2])} })
+		if s := state(1 + i); s.Split || s.Anchors[1+i].Split || s.Problem() != nil {
+			t.Errorf("one that has healed: %+v", s)
+		}
+	}
+}
+
+func TestJoiningAnotherNetworkDialsFewOfThoseThatAnAnchorNames(t *testing.T) {
+	us := startPeer(t, 0, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dials atomic.Int32
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+			dials.Add(1)
+			_ = c.Close()
+		}
+	})
+	defer accepting.Wait()
+	defer l.Close()
+	victim, err := manet.FromNetAddr(l.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := watcherOf(us.dir, 0)
+	w.join(t.Context(), madeUp(40, victim)())
+	if n := dials.Load(); n == 0 || n > joinTried {
+		t.Errorf("it made us dial %d times, want 1..%d", n, joinTried)
+	}
+	us.dir.cfg.Loopback = false
+	dials.Store(0)
+	if w.join(t.Context(), madeUp(40, victim)()); dials.Load() != 0 {
+		t.Error("on the internet private addresses are dialled")
+	}
+}
+
+func TestAGivenAnchorOfAnotherNetworkIsBelieved(t *testing.T) {
+	all := island(t, 0, 3)
+	liar, _ := newHost(t, identityOf(t, 50))
+	tellsOf(liar, madeUp(20, multiaddr.StringCast("/ip4/127.0.0.1/tcp/9")))
+	w := watcherOf(all[0].dir, 1, peer.AddrInfo{ID: liar.ID(), Addrs: liar.Addrs()}, infoOf(all[1]))
+	w.check(t.Context(), 0)
+	w.check(t.Context(), 1)
+	if s := all[0].dir.Standing(); !s.Split || !s.Anchors[0].Given || s.Anchors[1].Given || s.Anchors[1].Split {
+		t.Errorf("%+v", s)
+	}
+	if w.next = 1; !slices.Equal(w.apart(), []int{0}) {
+		t.Error("it is not looked at again")
+	}
+}
+
+func TestAnchorsOfOneNetworkAreOneVoice(t *testing.T) {
+	of := func(network string) Anchor { return Anchor{Split: true, network: network} }
+	for _, c := range []struct {
+		anchors []Anchor
+		want    bool
+	}{
+		{nil, false},
+		{[]Anchor{of("a")}, false},
+		{[]Anchor{of("a"), of("a"), of("a")}, false},
+		{[]Anchor{of("a"), {network: "b"}}, false},
+		{[]Anchor{of("a"), {network: "b"}, of("c")}, true},
+		{[]Anchor{{network: "b"}, {Split: true, Given: true, network: "a"}}, true},
+	} {
+		if got := split(c.anchors); got != c.want {
+			t.Errorf("%+v: %t", c.anchors, got)
+		}
+	}
+	client := startPeer(t, 0, func(c *Config) { c.Loopback = false })
+	w := &watcher{d: client.dir, cfg: DefaultWatch(), known: map[peer.ID]int{}}
+	a, b := w.anchor(peer.AddrInfo{ID: "a", Addrs: []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/203.1.2.3/tcp/1")}}), w.anchor(peer.AddrInfo{ID: "b", Addrs: []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/203.1.9.9/tcp/1")}})
+	if a.network != b.network {
+		t.Error("two addresses of one /16 are two networks")
+	}
 }
 
 func TestAPeerThatIsAloneSaysSoWithTheErrorOfEachAnchor(t *testing.T) {

@@ -249,6 +249,9 @@ func (s *site) status() Status {
 		Ask: s.speaker.ask, Inventory: s.inventory(), Directory: s.dir.Servers(), Standing: standingOf(s.dir.Standing()), Place: s.placeStatus(),
 		Addresses: []string{}, Reachability: s.reach(), Networks: []NetworkStatus{}, Executors: []string{}, Jobs: []JobStatus{}, Leases: []LeaseStatus{}, Bridges: []BridgeStatus{},
 	}
+	if last, ok := s.announce.Stored(); ok {
+		st.Stored = &StoredStatus{At: last.At, Asked: last.Holders, Took: last.Acks}
+	}
 	s.mu.Lock()
 	st.Since = s.since
 	s.mu.Unlock()

@@ -68,6 +68,8 @@ type Status struct {
 	Profiles []ProfileStatus `json:"profiles"`
 	// Directory is how many servers of the directory are known; 0 means that nobody learns of the node.
 	Directory int `json:"directory_servers"`
+	// Stored is who took its record last; nil before anybody was asked.
+	Stored *StoredStatus `json:"stored,omitempty"`
 	// Standing is whether the node is in one network with its anchors, and seen there.
 	Standing StandingStatus `json:"standing"`
 	// Jobs are the clusters that the node belongs to.
@@ -104,6 +106,16 @@ type ProfileStatus struct {
 	Requirements []protocol.Requirement `json:"requirements"`
 }
 
+// StoredStatus is what came of storing the node's record last.
+type StoredStatus struct {
+	// At is when.
+	At time.Time `json:"at"`
+	// Asked is how many servers of the directory were asked to keep it, Took how many do.
+	Asked int `json:"asked"`
+	// Took is how many of them took it.
+	Took int `json:"took"`
+}
+
 // StandingStatus is how the node stands in the directory, as far as it knows.
 type StandingStatus struct {
 	// Problem says what is wrong and, for a node that is alone, why each anchor is out of reach; empty when
@@ -111,7 +123,7 @@ type StandingStatus struct {
 	Problem string `json:"problem,omitempty"`
 	// Isolated says that for a minute nobody of the directory was known.
 	Isolated bool `json:"isolated,omitempty"`
-	// Split says that an anchor is in another network.
+	// Split says that anchors are in another network: one that was given, or two that were met.
 	Split bool `json:"split,omitempty"`
 	// Checked is when others were asked last how they see the node; zero before the first time.
 	Checked time.Time `json:"checked,omitzero"`

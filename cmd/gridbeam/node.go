@@ -321,7 +321,7 @@ func writeNode(w io.Writer, s *node.Status) {
 	for _, n := range s.Networks {
 		p("network    %s %q", n.ID, printable(n.Name))
 	}
-	p("directory  its record is kept by %s", counted(s.Directory, "peer"))
+	p("directory  %s", directoryText(s))
 	writeStanding(p, &s.Standing)
 	for _, b := range s.Bridges {
 		state := "away"
@@ -380,6 +380,20 @@ var reachText = map[p2p.Reachability]string{
 }
 
 // writeStanding says how the node stands in the network.
+// directoryText says what is known of the directory, and who took the node's record last.
+func directoryText(s *node.Status) string {
+	text := counted(s.Directory, "server") + " of the directory"
+	if s.Directory == 1 {
+		text += " is known"
+	} else {
+		text += " are known"
+	}
+	if s.Stored == nil {
+		return text + "; its record is not stored yet"
+	}
+	return fmt.Sprintf("%s; %d of the %d nearest took its record %s ago", text, s.Stored.Took, s.Stored.Asked, time.Since(s.Stored.At).Round(time.Second))
+}
+
 func writeStanding(p func(string, ...any), s *node.StandingStatus) {
 	if s.Asked > 0 {
 		p("seen       its record by %d of %d, heartbeats by %d, dialable by %d, %s ago", s.Found, s.Asked, s.Heard, s.Dialable, time.Since(s.Checked).Round(time.Second))

@@ -87,7 +87,7 @@ func nodeConfig(c *cobra.Command, f *nodeFlags, dir string) (node.Config, error)
 	for i := range cfg.Networks {
 		peers = append(peers, cfg.Networks[i].Bootstrap...)
 	}
-	cfg.Local = cfg.Local || f.local || len(peers) > 0 && all(peers, manet.IsPrivateAddr)
+	cfg.Local = cfg.Local || f.local || localSeeds(peers)
 	if cfg.Local && len(cfg.Listen) == 0 && !all(peers, manet.IsIPLoopback) {
 		for _, text := range []string{"/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0"} {
 			cfg.Listen = append(cfg.Listen, multiaddr.StringCast(text))

@@ -18,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -343,6 +344,19 @@ func seedsAndNetwork(c *cobra.Command, joins []string) ([]multiaddr.Multiaddr, *
 	return inv.Bootstrap, &inv.Network, nil
 }
 
+// localSeeds says whether the peers to begin with are all of one machine or LAN. Only there are private addresses of any use,
+// and may index peers be of one network.
+func localSeeds(seeds []multiaddr.Multiaddr) bool {
+	return len(seeds) > 0 && all(seeds, manet.IsPrivateAddr)
+}
+
+// clientConfig is of a directory that asks and answers nobody.
+func clientConfig(seeds []multiaddr.Multiaddr) dht.Config {
+	cfg := dht.DefaultConfig()
+	cfg.Mode, cfg.Loopback = dht.ModeClient, localSeeds(seeds)
+	return cfg
+}
+
 // withDirectory joins the network as a client that listens nowhere, and leaves it again.
 func withDirectory(ctx context.Context, seeds []multiaddr.Multiaddr, log *slog.Logger, wait time.Duration, use func(context.Context, *dht.Directory) error) error {
 	infos, err := peer.AddrInfosFromP2pAddrs(seeds...)
@@ -362,8 +376,8 @@ func withDirectory(ctx context.Context, seeds []multiaddr.Multiaddr, log *slog.L
 	if err := h.Open(ctx); err != nil {
 		return err
 	}
-	dcfg := dht.DefaultConfig()
-	dcfg.Mode, dcfg.Loopback, dcfg.ColdTimeout = dht.ModeClient, true, wait
+	dcfg := clientConfig(seeds)
+	dcfg.ColdTimeout = wait
 	d, err := dht.New(dcfg, h.Host(), nil, time.Now, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), log)
 	if err != nil {
 		return errors.Join(err, h.Close())

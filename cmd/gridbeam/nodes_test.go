@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/multiformats/go-multiaddr"
 )
 
 func TestNodesFlagsBecomeOneFilter(t *testing.T) {
@@ -69,5 +71,29 @@ func TestWatchingTellsWhoComesGoesAndChanges(t *testing.T) {
 	}
 	if got := tell(a, b, c); got != "b appeared," {
 		t.Errorf("who comes back: %q", got)
+	}
+}
+
+func TestIndexPeersMayBeOfOneNetworkOnlyWhereAllSeedsAreLocal(t *testing.T) {
+	for text, want := range map[string]bool{
+		"/ip4/127.0.0.1/tcp/1":                           true,
+		"/ip4/127.0.0.1/tcp/1 /ip4/192.168.7.7/tcp/1":    true,
+		"/ip6/::1/tcp/1 /ip6/fd00::1/udp/1/quic-v1":      true,
+		"/ip4/203.1.113.7/tcp/1":                         false,
+		"/ip4/127.0.0.1/tcp/1 /ip4/203.1.113.7/tcp/1":    false,
+		"/ip6/2a01:4f8::1/tcp/1 /ip4/192.168.7.7/tcp/1":  false,
+		"/dns4/bridge.gridbeam.example/tcp/4001":         false,
+		"/dns4/bridge.gridbeam.example/udp/4001/quic-v1": false,
+	} {
+		var seeds []multiaddr.Multiaddr
+		for _, s := range strings.Fields(text) {
+			seeds = append(seeds, multiaddr.StringCast(s))
+		}
+		if cfg := clientConfig(seeds); cfg.Loopback != want {
+			t.Errorf("for seeds %s Loopback is %t", text, cfg.Loopback)
+		}
+	}
+	if clientConfig(nil).Loopback {
+		t.Error("without seeds private addresses are taken")
 	}
 }

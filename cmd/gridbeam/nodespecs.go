@@ -254,7 +254,8 @@ func measureNode(c *cobra.Command) (node.Measured, error) {
 func nodeGPUCommand() *cobra.Command {
 	forget := &cobra.Command{
 		Use: "clear GPU", Short: "A GPU that faulted three times in a day is good again", Args: exactArgs("GPU"),
-		Long: `Forgets the faults of a GPU, by its UUID or its number in gridbeam node specs: after a minute without a new one, and a test that it passes, it is offered again.`,
+		Long: `Forgets the faults of a GPU, by its UUID or its number in gridbeam node specs: after a minute without a new one, and a test that it passes, it is offered again.
+By its UUID also one that is not there now.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			control, err := dialNode(c)
 			if err != nil {
@@ -287,6 +288,9 @@ func gpuByName(ctx context.Context, control *node.Control, name string) (string,
 		if d.UUID != "" && (d.UUID == name || bad == nil && d.Index == number && d.Slice == nil) {
 			return d.UUID, nil
 		}
+	}
+	if strings.HasPrefix(name, "GPU-") || strings.HasPrefix(name, "MIG-") { // the node remembers those that have gone
+		return name, nil
 	}
 	return "", usagef("%q is no GPU of this node: gridbeam node specs lists them by number", name)
 }

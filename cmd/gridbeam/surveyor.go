@@ -14,7 +14,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
-	manet "github.com/multiformats/go-multiaddr/net"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -95,7 +94,6 @@ func (s *surveyor) run(ctx context.Context, use func(context.Context, *dht.Direc
 	if err != nil {
 		return fmt.Errorf("making a key: %w", err)
 	}
-	local := all(s.seeds, manet.IsPrivateAddr)
 	cfg := p2p.DefaultConfig()
 	cfg.Listen, cfg.MDNS, cfg.Version, cfg.Connections = nil, false, version, s.links
 	cfg.DialTimeout = min(s.wait, cfg.DialTimeout)
@@ -107,8 +105,8 @@ func (s *surveyor) run(ctx context.Context, use func(context.Context, *dht.Direc
 	if err := h.Open(ctx); err != nil {
 		return err
 	}
-	dcfg := dht.DefaultConfig()
-	dcfg.Mode, dcfg.Loopback, dcfg.Shards = dht.ModeClient, local, dht.AllShards()
+	dcfg := clientConfig(s.seeds)
+	dcfg.Shards = dht.AllShards()
 	d, err := dht.New(dcfg, h.Host(), listener{h}, time.Now, mathrand.New(mathrand.NewPCG(mathrand.Uint64(), mathrand.Uint64())), s.log)
 	if err != nil {
 		return errors.Join(err, h.Close())

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 
 	"github.com/gridbeam/gridbeam/dht"
 	"github.com/gridbeam/gridbeam/dht/archive"
+	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
 )
 
 type watchFlags struct {
@@ -33,7 +36,7 @@ func watchCommand() *cobra.Command {
 		Long: `Listens to heartbeats, asks the whole network again every so often, and prints a line of JSON when a peer has left or fallen silent: from its
 first to its last sign of life, whether it may have been there before or after, and why the line ends. Those who are there at the end come
 then. With --out the lines also go to DIR/_presence.ndjson; a watch that was cut off goes on to its old end when it is started again with
-the same --out.
+the same --out. Nodes that ask researchers to leave them out (docs/research.md, Data policy) are not told of.
 
 Exit code 3 when no peer was there, 5 when nobody answers.`,
 		Args: exactArgs(),
@@ -51,14 +54,22 @@ Exit code 3 when no peer was there, 5 when nobody answers.`,
 // watching is a watch under way.
 type watching struct {
 	f    *watchFlags
-	out  io.Writer
+	to   io.Writer
 	say  *progress
 	mu   sync.Mutex
 	w    *archive.Watch
 	rows []archive.PresenceRow // closed and not saved yet
 	seen map[peer.ID]uint64    // heartbeats
 	left map[peer.ID]time.Time // goodbyes
+	read map[peer.ID]bool      // whose record has been read
+	out  map[peer.ID]uint64    // who asks to be left out, and the sequence number of the record that says so
 	any  bool                  // somebody was there
+}
+
+func newWatching(f *watchFlags, to io.Writer, say *progress, w *archive.Watch) *watching {
+	return &watching{
+		f: f, to: to, say: say, w: w, seen: map[peer.ID]uint64{}, left: map[peer.ID]time.Time{}, read: map[peer.ID]bool{}, out: map[peer.ID]uint64{},
+	}
 }
 
 func runWatch(c *cobra.Command, f *watchFlags) error {
@@ -91,7 +102,7 @@ func runWatch(c *cobra.Command, f *watchFlags) error {
 		if err != nil {
 			return err
 		}
-		v := &watching{f: f, out: c.OutOrStdout(), say: terminalProgress(c), w: w, seen: map[peer.ID]uint64{}, left: map[peer.ID]time.Time{}}
+		v := newWatching(f, c.OutOrStdout(), terminalProgress(c), w)
 		if resumed {
 			v.say.line("going on with the watch that ends at %s", w.Until().Format(time.RFC3339))
 		}
@@ -113,7 +124,7 @@ func (v *watching) run(ctx context.Context, d *dht.Directory, infos []peer.AddrI
 		select {
 		case <-over.Done():
 		case <-t.C:
-			v.hear(d)
+			v.hear(d.Heard())
 			err = v.save(time.Now(), true)
 		}
 	}
@@ -131,11 +142,11 @@ func (v *watching) run(ctx context.Context, d *dht.Directory, infos []peer.AddrI
 	case failed != nil && !v.any:
 		return failed
 	}
-	return v.finish(d)
+	return v.finish(d.Heard())
 }
 
-func (v *watching) finish(d *dht.Directory) error {
-	v.hear(d)
+func (v *watching) finish(heard []dht.Heard) error {
+	v.hear(heard)
 	if err := v.save(time.Now(), true); err != nil {
 		return err
 	}
@@ -158,7 +169,8 @@ func (v *watching) ask(ctx context.Context, d *dht.Directory, infos []peer.AddrI
 	t := time.NewTicker(v.f.every)
 	defer t.Stop()
 	for {
-		err := d.Survey(ctx, plan, infos, dht.NewFindings(), v.event)
+		f := dht.NewFindings()
+		err := d.Survey(ctx, plan, infos, f, func(e dht.SurveyEvent) { v.event(f, e) })
 		if errors.Is(err, dht.ErrNoServers) {
 			err = withCode(exitNotConnected, errors.New("connected, but no peer of the directory answered; try another --join address"))
 		}
@@ -171,24 +183,55 @@ func (v *watching) ask(ctx context.Context, d *dht.Directory, infos []peer.AddrI
 }
 
 // event takes an answer of a peer as a sign of life. What others say that they have heard is not one.
-func (v *watching) event(e dht.SurveyEvent) {
+func (v *watching) event(f *dht.Findings, e dht.SurveyEvent) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if e.Visit != nil && e.Visit.Answered() && e.Visit.Ended.After(v.left[e.Visit.Peer]) {
+	if e.Sighting != nil && len(e.Sighting.Record) > 0 {
+		v.learn(e.Sighting.Peer, f.Newest(e.Sighting.Peer))
+	}
+	if e.Visit != nil && e.Visit.Answered() && e.Visit.Ended.After(v.left[e.Visit.Peer]) && !v.wantsOut(e.Visit.Peer) {
 		v.w.Answer(e.Visit.Peer, e.Visit.Ended, v.f.every)
 		v.any = true
 	}
 }
 
+// learn reads in a peer's record whether it wants to be left out (docs/research.md, Data policy): then nothing more is kept of
+// it, and what is not written yet is dropped. A newer record can take that back.
+func (v *watching) learn(id peer.ID, record *pb.Capability) {
+	if record == nil || record.GetSeq() < v.out[id] {
+		return
+	}
+	v.read[id] = true
+	switch {
+	case archive.WantsOut(record):
+		v.out[id] = record.GetSeq()
+		v.w.Forget(id)
+		v.rows = slices.DeleteFunc(v.rows, func(r archive.PresenceRow) bool { return r.PeerID == id.String() })
+	case !record.GetTombstone():
+		delete(v.out, id)
+	}
+}
+
+func (v *watching) wantsOut(id peer.ID) bool {
+	_, out := v.out[id]
+	return out
+}
+
 // hear takes in the heartbeats that have come since.
-func (v *watching) hear(d *dht.Directory) {
+func (v *watching) hear(all []dht.Heard) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, h := range d.Heard() {
-		if v.seen[h.Peer] >= h.Seq {
+	heard := make(map[peer.ID]bool, len(all))
+	for _, h := range all {
+		heard[h.Peer] = true
+		v.learn(h.Peer, h.Record)
+		if v.seen[h.Peer] >= h.Seq || !v.read[h.Peer] { // the record comes soon, and may say that it wants to be left out
 			continue
 		}
 		v.seen[h.Peer] = h.Seq
+		if v.wantsOut(h.Peer) {
+			continue
+		}
 		if h.Leaving {
 			v.left[h.Peer] = h.At
 			if row, was := v.w.Goodbye(h.Peer, h.At); was {
@@ -199,7 +242,14 @@ func (v *watching) hear(d *dht.Directory) {
 		v.w.Sign(h.Peer, h.At, h.Period)
 		v.any = true
 	}
+	gone := func(id peer.ID) bool { return !heard[id] }
+	maps.DeleteFunc(v.seen, func(id peer.ID, _ uint64) bool { return gone(id) })
+	maps.DeleteFunc(v.read, func(id peer.ID, _ bool) bool { return gone(id) })
+	maps.DeleteFunc(v.left, func(id peer.ID, at time.Time) bool { return gone(id) && time.Since(at) > leftFor })
 }
+
+// leftFor is for how long an answer that was on its way may come after a goodbye.
+const leftFor = 10 * time.Minute
 
 // save prints and keeps the rows that have closed; silent also closes those of whom nothing was heard.
 func (v *watching) save(now time.Time, silent bool) error {
@@ -219,7 +269,7 @@ func (v *watching) save(now time.Time, silent bool) error {
 
 func (v *watching) print(rows []archive.PresenceRow) error {
 	for i := range rows {
-		if err := writeJSON(v.out, &rows[i], false); err != nil {
+		if err := writeJSON(v.to, &rows[i], false); err != nil {
 			return err
 		}
 	}

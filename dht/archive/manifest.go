@@ -48,7 +48,7 @@ type Manifest struct {
 	ListenSeconds float64 `json:"listen_seconds"`
 	// Counts by name: peers visited, reached, servers, records and so on.
 	Counts map[string]int `json:"counts"`
-	// Errors count what was received and did not verify, by reason.
+	// Errors count what was received and did not verify, or was more than can be true, by reason.
 	Errors map[string]int `json:"errors"`
 	// Coverage is how much of the network was seen.
 	Coverage ManifestCoverage `json:"coverage"`

@@ -139,6 +139,9 @@ func (w *Watch) Goodbye(id peer.ID, at time.Time) (PresenceRow, bool) {
 	return o.close(false, ReasonLeft), true
 }
 
+// Forget drops a peer that is there without a row: it does not want to be kept.
+func (w *Watch) Forget(id peer.ID) { delete(w.open, id.String()) }
+
 // Silent closes the rows of those whose signs stopped: sorted by peer.
 func (w *Watch) Silent(now time.Time) []PresenceRow {
 	return w.closeAll(func(o *openPresence) bool { return now.Sub(o.Last) > o.grace() }, false, ReasonSilent)

@@ -196,15 +196,19 @@ func newSet(o *Outcome) *set {
 	return s
 }
 
+// WantsOut says whether a node asks in its record that researchers leave it out of what they keep and publish.
+func WantsOut(record *pb.Capability) bool {
+	return slices.ContainsFunc(record.GetLabels(), func(l *pb.Label) bool {
+		return l.GetKey() == protocol.LabelResearch && l.GetValue() == protocol.ResearchNo
+	})
+}
+
 // optedOut are the peers whose newest record asks researchers to leave them out.
 func optedOut(records []dht.Found) map[peer.ID]bool {
 	out := map[peer.ID]bool{}
 	for i := range records { // the newest of each peer comes last
 		r := &records[i]
-		no := slices.ContainsFunc(r.Record.GetLabels(), func(l *pb.Label) bool {
-			return l.GetKey() == protocol.LabelResearch && l.GetValue() == protocol.ResearchNo
-		})
-		if no {
+		if WantsOut(r.Record) {
 			out[r.Peer] = true
 		} else if !r.Record.GetTombstone() {
 			delete(out, r.Peer)
@@ -248,6 +252,7 @@ func errorKind(text string) string {
 		{"protocols not supported", "protocol not spoken"},
 		{"stream reset", "stream reset"},
 		{"asks for fewer", "asked too often"},
+		{"peers too many", "too many peers"},
 	} {
 		if strings.Contains(text, k.part) {
 			return k.kind

@@ -213,7 +213,7 @@ func TestFaultsAreKeptOverRestarts(t *testing.T) {
 		locked = locked.next(fault, "broken", now.Add(-time.Hour+time.Duration(i)*time.Minute)).next(fine, "", now.Add(-time.Hour+time.Duration(i)*time.Minute))
 	}
 	once := begin(now).next(fault, "broken", now.Add(-time.Minute))
-	if err := writeHistory(path, map[string]track{"GPU-1": locked, "GPU-2": once, "GPU-3": begin(now)}); err != nil {
+	if err := writeHistory(path, remembered(nil, map[string]track{"GPU-1": locked, "GPU-2": once, "GPU-3": begin(now)}, now)); err != nil {
 		t.Fatal(err)
 	}
 	old, err := readHistory(path)
@@ -239,7 +239,7 @@ func TestFaultsAreKeptOverRestarts(t *testing.T) {
 }
 
 func FuzzHistory(f *testing.F) {
-	for _, seed := range []string{`{}`, `{"GPU-1":{"faults":["2026-01-01T00:00:00Z"],"locked":"x"}}`, `{"":{}}`, `[]`, `{"a":{"faults":[1]}}`} {
+	for _, seed := range []string{`{}`, `{"GPU-1":{"faults":["2026-01-01T00:00:00Z"],"locked":"x"}}`, `{"":{}}`, `[]`, `{"a":{"faults":[1]}}`, `null`, `{"*":{"locked":"x"}}`} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -32,8 +32,8 @@ type Monitor struct {
 	tracks  map[string]track     // by UUID; without one by place
 	known   map[string]reading   // the last good one
 	sensors map[string]*Sensors
-	seen    map[string]int // looks in a row that found somebody else's process
-	old     map[string]past
+	seen    map[string]int       // looks in a row that found somebody else's process
+	old     map[string]past      // of before, and of devices that are not followed any more; nil before recall
 	proving map[string]time.Time // tests that are under way, since when
 	proofs  map[string]*Proof    // the last of each device; replaced, never changed
 	faults  map[string]uint64    // by reason
@@ -65,12 +65,8 @@ func NewWith(lib nvml.Interface, cfg Config, log *slog.Logger) (*Monitor, error)
 // Read reads the GPUs. A machine without a driver or GPUs gives an empty Inventory; what stands between a GPU and its offer
 // is in it. The error is ctx's.
 func (m *Monitor) Read(ctx context.Context) (Inventory, error) {
-	old, err := readHistory(m.cfg.History)
-	if err != nil {
-		m.log.Warn("what GPUs did before is not known", "err", err)
-	}
+	m.recall()
 	m.mu.Lock()
-	m.old = old
 	was := m.session
 	m.mu.Unlock()
 	f := m.refresh(ctx, was, was == nil, false)
@@ -80,6 +76,19 @@ func (m *Monitor) Read(ctx context.Context) (Inventory, error) {
 	m.adopt(f)
 	m.lookOnce(ctx)
 	return m.Inventory(), ctx.Err()
+}
+
+// recall takes up what was kept of the devices, the first time.
+func (m *Monitor) recall() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.old != nil {
+		return
+	}
+	var err error
+	if m.old, err = recall(m.cfg.History); err != nil {
+		m.log.Error("what GPUs did before is not known: none is offered until it is cleared (gridbeam node gpu clear)", "err", err)
+	}
 }
 
 // lookOnce asks each card once how it is, and waits for the answers for as long as Patience.
@@ -151,16 +160,19 @@ func (m *Monitor) Inventory() Inventory {
 	return m.inv.clone()
 }
 
-// Clear is the owner's word that a device is good again: its faults are forgotten, and after a time of quiet it is offered.
-// It returns ErrNoDevice.
+// Clear is the owner's word that a device is good again, also one that is not there now: its faults are forgotten, and after a
+// time of quiet it is offered. It returns ErrNoDevice.
 func (m *Monitor) Clear(uuid string) error {
+	m.recall()
 	m.mu.Lock()
 	t, ok := m.tracks[uuid]
-	if !ok {
+	if known := uuid != anyDevice && forgive(m.old, uuid); !ok && !known {
 		m.mu.Unlock()
 		return fmt.Errorf("%w: %q; gridbeam node specs lists them", ErrNoDevice, uuid)
 	}
-	m.tracks[uuid] = t.next(cleared, "", m.cfg.Clock())
+	if ok {
+		m.tracks[uuid] = t.next(cleared, "", m.cfg.Clock())
+	}
 	err := m.keep()
 	m.mu.Unlock()
 	m.publish()
@@ -260,6 +272,7 @@ func (m *Monitor) missing(listed map[string]bool, now time.Time) (out []reading)
 			continue
 		}
 		if !ok || last.device.Slice != nil || t.state == Absent && now.Sub(t.since) >= faultWindow {
+			m.old[key] = t.past() // it may come back
 			delete(m.known, key)
 			delete(m.tracks, key)
 			delete(m.sensors, key)
@@ -274,21 +287,13 @@ func (m *Monitor) missing(listed map[string]bool, now time.Time) (out []reading)
 	return out
 }
 
-// keyOf names a device over readings.
-func keyOf(d *Device) string {
-	if d.UUID != "" {
-		return d.UUID
-	}
-	return fmt.Sprintf("without UUID %d %s", d.Index, d.Bus)
-}
-
 // meet begins to follow a device; m.mu is held.
 func (m *Monitor) meet(d *Device, now time.Time) {
 	key := keyOf(d)
 	if _, ok := m.tracks[key]; ok {
 		return
 	}
-	t := m.old[key].restored(now)
+	t := pastOf(m.old, d).restored(now)
 	if m.testable(d) {
 		t = t.next(doubt, "", now)
 	}
@@ -329,7 +334,7 @@ func (m *Monitor) keep() error {
 	if m.cfg.History == "" {
 		return nil
 	}
-	return writeHistory(m.cfg.History, m.tracks)
+	return writeHistory(m.cfg.History, remembered(m.old, m.tracks, m.cfg.Clock()))
 }
 
 // publish brings the inventory up to date and tells when something about selling has changed.

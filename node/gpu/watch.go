@@ -48,6 +48,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 	m.ran = true
 	read := m.read
 	m.mu.Unlock()
+	m.recall()
 	w := &watching{
 		m: m, ctx: ctx, looks: make(chan sampled, 64), events: make(chan event, eventBuffer), refreshes: make(chan refreshed, 1),
 		proofs: make(chan tested, 1), deaf: func() {},

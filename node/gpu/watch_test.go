@@ -436,3 +436,117 @@ func TestAMachineWithoutGPUsStaysQuiet(t *testing.T) {
 		}
 	})
 }
+
+// restarted is a node that starts on a machine, and what it finds; faulty makes the first GPU fault while it runs.
+func restarted(t *testing.T, s *server.Server, history string, faulty bool) Inventory {
+	t.Helper()
+	say := hears(s)
+	r := newRig(t, s, func(c *Config) { c.History = history })
+	if _, err := r.Read(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	synctest.Wait()
+	if faulty {
+		say(xid(device(s, 0), 79), nvml.SUCCESS)
+	}
+	pass(2 * time.Minute)
+	cancel()
+	<-done
+	return r.Inventory()
+}
+
+func TestALockOutlastsRestartsWithoutItsGPU(t *testing.T) {
+	history := filepath.Join(t.TempDir(), "gpus.json")
+	synctest.Test(t, func(t *testing.T) {
+		both, one := a100s(2), a100s(1)
+		bad, good := device(both, 0).UUID, device(both, 1).UUID
+		device(one, 0).UUID = good
+		if err := writeHistory(history, map[string]past{bad: {Locked: "3 faults"}, "GPU-once": {Faults: []time.Time{time.Now()}}}); err != nil {
+			t.Fatal(err)
+		}
+		restarted(t, one, history, true) // the locked one has fallen off the bus, and the other faults
+		kept, err := readHistory(history)
+		if err != nil || len(kept) != 3 || kept[bad].Locked == "" || len(kept["GPU-once"].Faults) != 1 {
+			t.Errorf("kept is %v, %v", kept, err)
+		}
+		if inv := restarted(t, both, history, false); !slices.Equal(healths(inv), []Health{Locked, Healthy}) {
+			t.Errorf("back again they are %v", healths(inv))
+		}
+		pass(25 * time.Hour)
+		restarted(t, one, history, true)
+		if kept, err := readHistory(history); err != nil || len(kept) != 2 || kept[bad].Locked == "" {
+			t.Errorf("a day later kept is %v, %v", kept, err)
+		}
+		r := newRig(t, one, func(c *Config) { c.History = history })
+		if err := r.Clear(bad); err != nil {
+			t.Errorf("a GPU that is not there is not cleared: %v", err)
+		}
+		if inv := restarted(t, both, history, false); !slices.Equal(healths(inv), []Health{Healthy, Healthy}) {
+			t.Errorf("cleared they are %v", healths(inv))
+		}
+	})
+}
+
+func TestALockOutlastsTheUnlistingOfAGPUThatWasNeverReadWell(t *testing.T) {
+	history := filepath.Join(t.TempDir(), "gpus.json")
+	synctest.Test(t, func(t *testing.T) {
+		s := a100s(2)
+		bad := device(s, 1).UUID
+		if err := writeHistory(history, map[string]past{bad: {Locked: "3 faults"}}); err != nil {
+			t.Fatal(err)
+		}
+		r := newRig(t, s, func(c *Config) { c.History = history })
+		if _, err := r.Read(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		func() {
+			r.Monitor.mu.Lock()
+			defer r.Monitor.mu.Unlock()
+			delete(r.known, bad) // as if it had never been read well
+			r.missing(map[string]bool{device(s, 0).UUID: true}, time.Now())
+			r.meet(&Device{UUID: bad}, time.Now())
+			if got := r.tracks[bad].state; got != Locked {
+				t.Errorf("listed again it is %s", got)
+			}
+		}()
+	})
+}
+
+func TestADamagedHistoryLocksEveryGPUUntilItIsCleared(t *testing.T) {
+	for name, text := range map[string]string{"cut off": `{"GPU-1":{"faul`, "empty": "", "null": "null", "too many faults": `{"GPU-1":{"faults":[` + strings.Repeat(`"2026-01-01T00:00:00Z",`, 9) + `"2026-01-01T00:00:00Z"]}}`} {
+		t.Run(name, func(t *testing.T) {
+			history := filepath.Join(t.TempDir(), "gpus.json")
+			if err := os.WriteFile(history, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Test(t, func(t *testing.T) {
+				s := a100s(3)
+				inv := restarted(t, s, history, false)
+				if !slices.Equal(healths(inv), []Health{Locked, Locked, Locked}) || !strings.Contains(inv.Unsold()[0].Fix, "gridbeam node gpu clear") ||
+					!strings.Contains(inv.Unsold()[0].What, "gpus.json.damaged") {
+					t.Errorf("they are %v: %v", healths(inv), inv.Unsold())
+				}
+				if kept, err := os.ReadFile(history + ".damaged"); err != nil || string(kept) != text {
+					t.Errorf("kept aside is %q, %v", kept, err)
+				}
+				r := newRig(t, s, func(c *Config) { c.History = history })
+				if _, err := r.Read(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if err := r.Clear(device(s, 1).UUID); err != nil {
+					t.Fatal(err)
+				}
+				more := a100s(4)
+				for i := range s.Devices {
+					device(more, i).UUID = device(s, i).UUID
+				}
+				if inv := restarted(t, more, history, false); !slices.Equal(healths(inv), []Health{Locked, Healthy, Locked, Locked}) {
+					t.Errorf("one cleared, and another built in, they are %v", healths(inv))
+				}
+			})
+		})
+	}
+}
