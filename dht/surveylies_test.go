@@ -53,8 +53,8 @@ func tellsOf(h host.Host, tell func() []peer.AddrInfo) {
 	})
 }
 
-// madeUp tells of so many peers each time that nobody is and that have not been told of before.
-func madeUp(each int, addr multiaddr.Multiaddr) func() []peer.AddrInfo {
+// invented tells of so many peers each time that nobody is and that have not been told of before.
+func invented(each int, addr multiaddr.Multiaddr) func() []peer.AddrInfo {
 	var told atomic.Int64
 	return func() (out []peer.AddrInfo) {
 		for range each {
@@ -67,7 +67,7 @@ func madeUp(each int, addr multiaddr.Multiaddr) func() []peer.AddrInfo {
 func TestOneServerCannotAddMorePeersToASurveyThanATableHolds(t *testing.T) {
 	for _, each := range []int{200, 12} { // one answer is too long; all together are
 		liar, _ := newHost(t, identityOf(t, 3))
-		tellsOf(liar, madeUp(each, multiaddr.StringCast("/ip4/127.0.0.1/tcp/9")))
+		tellsOf(liar, invented(each, multiaddr.StringCast("/ip4/127.0.0.1/tcp/9")))
 		c := startPeer(t, 9, func(c *Config) { c.Mode, c.K = ModeClient, 8 })
 		connect(t, c.host, liar)
 		f, _ := surveyed(t, c.dir, quickPlan(), &testPeer{identity: identityOf(t, 3), host: liar})

@@ -104,7 +104,7 @@ func TestOneAnchorThatWasMetCannotSayThatWeAreInAnotherNetwork(t *testing.T) {
 	anchors := []peer.AddrInfo{infoOf(good)}
 	for i := range 2 {
 		h, _ := newHost(t, identityOf(t, 50+i))
-		tellsOf(h, madeUp(20, multiaddr.StringCast("/ip4/127.0.0.1/tcp/9")))
+		tellsOf(h, invented(20, multiaddr.StringCast("/ip4/127.0.0.1/tcp/9")))
 		liars, anchors = append(liars, h), append(anchors, peer.AddrInfo{ID: h.ID(), Addrs: h.Addrs()})
 	}
 	w := watcherOf(us.dir, 0, anchors...)
@@ -153,13 +153,13 @@ func TestJoiningAnotherNetworkDialsFewOfThoseThatAnAnchorNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := watcherOf(us.dir, 0)
-	w.join(t.Context(), madeUp(40, victim)())
+	w.join(t.Context(), invented(40, victim)())
 	if n := dials.Load(); n == 0 || n > joinTried {
 		t.Errorf("it made us dial %d times, want 1..%d", n, joinTried)
 	}
 	us.dir.cfg.Loopback = false
 	dials.Store(0)
-	if w.join(t.Context(), madeUp(40, victim)()); dials.Load() != 0 {
+	if w.join(t.Context(), invented(40, victim)()); dials.Load() != 0 {
 		t.Error("on the internet private addresses are dialled")
 	}
 }
@@ -167,7 +167,7 @@ func TestJoiningAnotherNetworkDialsFewOfThoseThatAnAnchorNames(t *testing.T) {
 func TestAGivenAnchorOfAnotherNetworkIsBelieved(t *testing.T) {
 	all := island(t, 0, 3)
 	liar, _ := newHost(t, identityOf(t, 50))
-	tellsOf(liar, madeUp(20, multiaddr.StringCast("/ip4/127.0.0.1/tcp/9")))
+	tellsOf(liar, invented(20, multiaddr.StringCast("/ip4/127.0.0.1/tcp/9")))
 	w := watcherOf(all[0].dir, 1, peer.AddrInfo{ID: liar.ID(), Addrs: liar.Addrs()}, infoOf(all[1]))
 	w.check(t.Context(), 0)
 	w.check(t.Context(), 1)
