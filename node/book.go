@@ -100,6 +100,7 @@ type book struct {
 	wake    chan struct{}
 	full    error         // why the journal cannot be written
 	busy    bool          // as it was told last
+	works   bool          // there was something in hand when it was told last
 	short   string        // why the disk has no room for work, empty when it has; guarded by mu
 	fewer   chan struct{} // closed when a lease is over, if somebody waits for that
 	more    chan struct{} // closed when a lease comes, if somebody waits for that
@@ -413,10 +414,10 @@ func (b *book) inHand() (n int) {
 	return n
 }
 
-// noteLoad tells when the node has become busy, or is so no more; b.mu is held.
+// noteLoad tells when the node has become busy or idle, or is so no more; b.mu is held.
 func (b *book) noteLoad() {
-	if busy := b.free() == 0; busy != b.busy {
-		b.busy = busy
+	if busy, idle := b.free() == 0, b.inHand() == 0; busy != b.busy || idle == b.works {
+		b.busy, b.works = busy, !idle
 		b.changed()
 	}
 }

@@ -55,6 +55,7 @@ type ending struct {
 	records []protocol.UsageRecord // of the run, while it is not ready
 	clean   bool                   // the directory of the outputs is empty again
 	ready   bool                   // everything of it is there
+	counted bool                   // among those that the node has done
 	flying  bool                   // in a message that is not answered
 	after   time.Time              // not before
 	tries   int

@@ -349,18 +349,27 @@ func (l *link) acks(p *parcel, reply *pb.ResultReply) {
 		case pb.Verdict_VERDICT_REFUSED:
 			l.log.Warn("the bridge refused a result", "lease", x.ID, "job", x.Job)
 		}
-		if b.leases[x.ID] != x {
+		b.count(x)
+		if b.leases[x.ID] != x { // its job has ended meanwhile
 			continue
-		}
-		b.done++
-		if x.end.result.Outcome.Reason != protocol.ReasonDone {
-			b.failed++
 		}
 		if x.machine.State == protocol.LeaseEnded { // a kept outcome that somebody took after all
 			b.release(x)
 			continue
 		}
 		b.apply(x, machine.Acked)
+	}
+}
+
+// count counts a result that its bridge has taken or refused, once; b.mu is held.
+func (b *book) count(x *lease) {
+	if x.end.counted {
+		return
+	}
+	x.end.counted = true
+	b.done++
+	if x.end.result.Outcome.Reason != protocol.ReasonDone {
+		b.failed++
 	}
 }
 

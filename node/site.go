@@ -63,6 +63,7 @@ type site struct {
 	mu       sync.Mutex
 	state    State
 	since    time.Time
+	works    bool   // it had something in hand when that was told last
 	fault    string // why the directory does not speak for us
 	withheld string // why the processors are not offered
 }
@@ -571,10 +572,15 @@ const diskMargin = 16 << 20
 // reconsider tells the directory when the state has changed.
 func (s *site) reconsider() {
 	state, _ := s.judge()
+	running, queued := s.book.load()
+	works := running+queued > 0
 	s.mu.Lock()
-	changed := state != s.state && s.state != StateStarting
-	if changed {
+	changed := (state != s.state || works != s.works) && s.state != StateStarting
+	if changed && state != s.state {
 		s.state, s.since = state, s.cfg.Clock()
+	}
+	if changed {
+		s.works = works
 	}
 	s.mu.Unlock()
 	if changed {
