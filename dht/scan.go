@@ -184,7 +184,7 @@ func (d *Directory) scanReplies(ctx context.Context, raw []byte) func(yield func
 			key, n := all[0].key, 0
 			var rows []*pb.ScanRow
 			for ; n < len(all) && all[n].key == key; n++ {
-				if row := all[n].row(req, now); row != nil {
+				if row := all[n].row(d.index, req, now); row != nil {
 					rows = append(rows, row)
 				}
 			}
@@ -275,13 +275,12 @@ func (d *Directory) held(ctx context.Context, req *pb.ScanRequest) []heldRows {
 		}
 	}
 	if wants(pb.ScanKind_SCAN_KIND_AVAILABILITY) {
-		now := d.now()
-		beats := d.index.spoken()
+		beats := d.index.unopened(func(id peer.ID) bool { return through(keyOf(id)) })
 		if ownBeat != nil && len(d.cfg.Shards) == 0 {
 			beats = append(beats, spoken{peer: ownBeat.peer, raw: ownBeat.raw, av: ownBeat.av, arrived: millis(ownBeat.av.GetAt())})
 		}
 		for i := range beats {
-			if key := keyOf(beats[i].peer); through(key) && (&beat{av: beats[i].av}).fresh(now) {
+			if key := keyOf(beats[i].peer); through(key) {
 				all = append(all, heldRows{key: key, beat: &beats[i]})
 			}
 		}
@@ -291,10 +290,13 @@ func (d *Directory) held(ctx context.Context, req *pb.ScanRequest) []heldRows {
 }
 
 // row makes what is sent of it; nil when it is not live, or received before since.
-func (h *heldRows) row(req *pb.ScanRequest, now time.Time) *pb.ScanRow {
+func (h *heldRows) row(x *replica, req *pb.ScanRequest, now time.Time) *pb.ScanRow {
 	var row *pb.ScanRow
 	switch {
 	case h.beat != nil:
+		if !h.beat.open(x) || !(&beat{av: h.beat.av}).fresh(now) {
+			return nil
+		}
 		row = &pb.ScanRow{
 			PeerId: []byte(h.beat.peer), Kind: pb.ScanKind_SCAN_KIND_AVAILABILITY, Envelope: h.beat.raw,
 			ReceivedAt: h.beat.arrived.UnixMilli(), Digest: digestBytes(h.beat.raw), Seq: h.beat.av.GetSeq(),

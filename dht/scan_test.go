@@ -245,6 +245,48 @@ func TestAPeerHasOneScanAtATimeAndItsShareOfAnHour(t *testing.T) {
 	}
 }
 
+func TestAScanDecodesOnlyWhatItReturns(t *testing.T) {
+	d := loneDirectory(t)
+	now := time.Now()
+	var last [scanKey]byte
+	for i := range 300 {
+		who := identityOf(t, 2000+i)
+		b, err := openBeat(sign(t, who.key, availabilitySeal(), heartbeat(who.id, 1, now, nil, ready)), who.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.index.putBeat(b, 0, now)
+		last = keyOf(who.id)
+	}
+	for what, c := range map[string]struct {
+		req  *pb.ScanRequest
+		most int // of what has to be decoded
+		rows int
+	}{
+		"of nobody's key": {&pb.ScanRequest{Bits: 256, Prefix: make([]byte, scanKey)}, 0, 0},
+		"of one key":      {&pb.ScanRequest{Bits: 256, Prefix: last[:]}, 1, 1},
+		"a page of ten":   {&pb.ScanRequest{Limit: 10}, 11, 10}, // one more shows that there is one
+		"all":             {&pb.ScanRequest{}, 300, 300},
+	} {
+		d.index.opened = openings{}
+		for i := range d.index.slots {
+			d.index.at(d.index.slots[i]).beat.content.Store(nil)
+		}
+		c.req.Kinds = []pb.ScanKind{pb.ScanKind_SCAN_KIND_AVAILABILITY}
+		raw, err := proto.Marshal(c.req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows := 0
+		for reply := range d.scanReplies(t.Context(), raw) {
+			rows += len(reply.GetRows().GetRows())
+		}
+		if got := len(d.index.opened.beats.held); got > c.most || rows != c.rows {
+			t.Errorf("%s: %d rows and %d of 300 heartbeats decoded, want %d and at most %d", what, rows, got, c.rows, c.most)
+		}
+	}
+}
+
 func TestAScanThatAsksWrongIsToldWhy(t *testing.T) {
 	d := loneDirectory(t)
 	for want, req := range map[string]*pb.ScanRequest{
