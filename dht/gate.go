@@ -33,17 +33,21 @@ const (
 type asker struct {
 	peer peer.ID
 	addr multiaddr.Multiaddr
-	// relayed says that addr is a relay's.
-	relayed bool
+	// limited says that the connection goes through a relay, whose addr then is.
+	limited bool
 }
 
 func askerOf(c network.Conn) asker {
-	a := asker{peer: c.RemotePeer(), addr: c.RemoteMultiaddr(), relayed: c.Stat().Limited}
-	if a.addr != nil {
-		_, err := a.addr.ValueForProtocol(multiaddr.P_CIRCUIT)
-		a.relayed = a.relayed || err == nil
+	return asker{peer: c.RemotePeer(), addr: c.RemoteMultiaddr(), limited: c.Stat().Limited}
+}
+
+// relayed says that the address is a relay's, or that nobody knows whose.
+func (a asker) relayed() bool {
+	if a.addr == nil || a.limited {
+		return true
 	}
-	return a
+	_, err := a.addr.ValueForProtocol(multiaddr.P_CIRCUIT)
+	return err == nil
 }
 
 // net names the asker's network by its first bytes, empty when it is our own machine.

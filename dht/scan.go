@@ -275,14 +275,13 @@ func (d *Directory) held(ctx context.Context, req *pb.ScanRequest) []heldRows {
 		}
 	}
 	if wants(pb.ScanKind_SCAN_KIND_AVAILABILITY) {
-		beats := d.index.unopened(func(id peer.ID) bool { return through(keyOf(id)) })
-		if ownBeat != nil && len(d.cfg.Shards) == 0 {
-			beats = append(beats, spoken{peer: ownBeat.peer, raw: ownBeat.raw, av: ownBeat.av, arrived: millis(ownBeat.av.GetAt())})
-		}
+		beats := d.index.unopened(through)
 		for i := range beats {
-			if key := keyOf(beats[i].peer); through(key) {
-				all = append(all, heldRows{key: key, beat: &beats[i]})
-			}
+			all = append(all, heldRows{key: beats[i].held.key, beat: &beats[i]})
+		}
+		if ownBeat != nil && len(d.cfg.Shards) == 0 && through(keyOf(ownBeat.peer)) {
+			own := spoken{peer: ownBeat.peer, raw: ownBeat.raw, av: ownBeat.av, arrived: millis(ownBeat.av.GetAt())}
+			all = append(all, heldRows{key: keyOf(ownBeat.peer), beat: &own})
 		}
 	}
 	slices.SortStableFunc(all, func(a, b heldRows) int { return bytes.Compare(a.key[:], b.key[:]) })

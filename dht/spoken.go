@@ -1,7 +1,6 @@
 package dht
 
 import (
-	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -21,7 +20,7 @@ type spoken struct {
 
 // spoken returns the last heartbeat of each node, in no particular order.
 func (x *replica) spoken() []spoken {
-	out := x.unopened(func(peer.ID) bool { return true })
+	out := x.unopened(func([scanKey]byte) bool { return true })
 	kept := out[:0]
 	for i := range out { // decoded while nobody has to wait for it
 		if out[i].open(x) {
@@ -31,14 +30,15 @@ func (x *replica) spoken() []spoken {
 	return kept
 }
 
-// unopened returns the last heartbeat of each node that is let through, in no particular order and as it came: who looks
-// for few need not decode all.
-func (x *replica) unopened(through func(id peer.ID) bool) []spoken {
+// unopened returns the last heartbeat of each node whose key is let through, in no particular order and as it came: who
+// looks for few need not decode all.
+func (x *replica) unopened(through func(key [scanKey]byte) bool) []spoken {
 	var out []spoken
 	x.mu.RLock()
+	defer x.mu.RUnlock()
 	for _, i := range x.slots {
 		n := x.at(i)
-		if n.beat == nil {
+		if n.beat == nil || !through(n.beat.key) {
 			continue
 		}
 		s := spoken{peer: n.id, raw: n.beat.raw, held: n.beat, arrived: x.base.Add(n.arrived)}
@@ -47,8 +47,7 @@ func (x *replica) unopened(through func(id peer.ID) bool) []spoken {
 		}
 		out = append(out, s)
 	}
-	x.mu.RUnlock()
-	return slices.DeleteFunc(out, func(s spoken) bool { return !through(s.peer) }) // while nobody has to wait for it
+	return out
 }
 
 // open decodes a heartbeat; it says whether it could.
