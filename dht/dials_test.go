@@ -302,7 +302,7 @@ func TestAQuestionForRoundTripsHasFewLookupsAndAnAskerFewQuestions(t *testing.T)
 		askedFor(t, d, "b", unknown(1)[:1]...)
 		askedFor(t, d, "b", unknown(1)[:1]...)
 	}
-	if d.watches.take("b", now) == 0 {
+	if d.watches.take(asker{peer: "b"}, now) == 0 {
 		t.Error("an asker may have 41 questions at once that need pings")
 	}
 	before := kad.looked()

@@ -133,7 +133,7 @@ func (g *gate) leave(who asker) {
 type door struct {
 	most          int // bytes of a request
 	firsts, slots *gate
-	rates         *rates // of requests
+	rates         *askRates // of requests
 	// refuse tells a peer that it has asked too often, answer answers it.
 	refuse func(s network.Stream, wait time.Duration) error
 	answer func(ctx context.Context, s network.Stream, who asker, raw []byte) error
@@ -203,7 +203,7 @@ func (o *door) admit(ctx context.Context, s network.Stream, who asker, now func(
 	if err != nil {
 		return nil, fmt.Errorf("reading the request: %w", err)
 	}
-	if wait := o.rates.take(string(who.peer), now()); wait > 0 {
+	if wait := o.rates.take(who, now()); wait > 0 {
 		return nil, o.refuse(s, wait)
 	}
 	if raw == nil { // an empty message

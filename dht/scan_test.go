@@ -226,13 +226,12 @@ func TestAPeerHasOneScanAtATimeAndItsShareOfAnHour(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.ScanStreams, cfg.ScanQuota = 2, 1000
 	s, g := newScans(&cfg), scanGate(&cfg)
-	a, b, c := peer.ID("a"), peer.ID("b"), peer.ID("c")
-	enter := func(id peer.ID) bool { return g.enter(asker{peer: id}) }
-	if !enter(a) || enter(a) || !enter(b) || enter(c) {
+	a, b, c := asker{peer: "a"}, asker{peer: "b"}, asker{peer: "c"}
+	if !g.enter(a) || g.enter(a) || !g.enter(b) || g.enter(c) {
 		t.Error("one a peer, two in all")
 	}
-	g.leave(asker{peer: a})
-	if !enter(c) || enter(a) {
+	g.leave(a)
+	if !g.enter(c) || g.enter(a) {
 		t.Error("a freed slot goes to whoever comes")
 	}
 	now := time.Unix(1_800_000_000, 0) // 2027-01-15 08:00:00 UTC
