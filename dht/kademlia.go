@@ -123,7 +123,7 @@ func (d *Directory) options() []kad.Option {
 	if !d.cfg.Loopback {
 		opts = append(opts,
 			kad.QueryFilter(kad.PublicQueryFilter),
-			kad.AddressFilter(d.public),
+			kad.AddressFilter(d.publicOrOwn),
 			kad.RoutingTableFilter(kad.PublicRoutingTableFilter),
 			kad.RoutingTablePeerDiversityFilter(kad.NewRTPeerDiversityFilter(d.host, 2, 3)),
 		)
