@@ -29,7 +29,8 @@ type Config struct {
 	// Mode of taking part. Default auto.
 	Mode Mode
 	// Loopback switches the filters off that keep private addresses and too many peers of one network out of
-	// routing tables: for one machine or LAN, and for tests. Default false.
+	// routing tables, and private addresses in strangers' words from being dialled: for one machine or LAN, and for
+	// tests. Default false.
 	Loopback bool
 	// Shards are the availability topics that are listened to, 0..31. Default none: nodes only publish.
 	// AllShards names them all.

@@ -19,6 +19,22 @@ func (d *Directory) public(addrs []multiaddr.Multiaddr) []multiaddr.Multiaddr {
 	return multiaddr.FilterAddrs(addrs, manet.IsPublicAddr)
 }
 
+// publicOrOwn is public for kad-dht, which hands us our own addresses too when it announces us, and announces nobody
+// without one: a node that only a relay reaches, or nobody, says all the same that it is there.
+func (d *Directory) publicOrOwn(addrs []multiaddr.Multiaddr) []multiaddr.Multiaddr {
+	out := d.public(addrs)
+	if len(out) > 0 || len(addrs) == 0 {
+		return out
+	}
+	own := d.host.Addrs()
+	for _, a := range addrs {
+		if !multiaddr.Contains(own, a) {
+			return nil
+		}
+	}
+	return addrs
+}
+
 // publicOf is public for peers.
 func (d *Directory) publicOf(infos []peer.AddrInfo) []peer.AddrInfo {
 	for i := range infos {

@@ -191,6 +191,21 @@ func TestAddressesThatMayBeDialled(t *testing.T) {
 	}
 }
 
+func TestANodeWithoutPublicAddressesIsAnnouncedAllTheSame(t *testing.T) {
+	d := loneDirectory(t)
+	d.cfg.Loopback = false
+	own, public, other := d.host.Addrs(), multiaddr.StringCast("/ip4/8.8.8.8/tcp/4001"), multiaddr.StringCast("/ip4/127.0.0.1/tcp/1")
+	if got := d.publicOrOwn(own); len(own) == 0 || len(got) != len(own) {
+		t.Errorf("of our own addresses %v are announced %v", own, got)
+	}
+	if got := d.publicOrOwn(append([]multiaddr.Multiaddr{public}, own...)); len(got) != 1 || !got[0].Equal(public) {
+		t.Errorf("beside a public address %v are announced", got)
+	}
+	if got := d.publicOrOwn([]multiaddr.Multiaddr{own[0], other}); len(got) != 0 {
+		t.Errorf("a stranger's private addresses are kept: %v", got)
+	}
+}
+
 func TestWhatOthersCanHaveUsDialIsBounded(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	at := func(format string, i int) []multiaddr.Multiaddr {
@@ -302,7 +317,7 @@ func TestAQuestionForRoundTripsHasFewLookupsAndAnAskerFewQuestions(t *testing.T)
 		askedFor(t, d, "b", unknown(1)[:1]...)
 		askedFor(t, d, "b", unknown(1)[:1]...)
 	}
-	if d.watches.take("b", now) == 0 {
+	if d.watches.take(asker{peer: "b"}, now) == 0 {
 		t.Error("an asker may have 41 questions at once that need pings")
 	}
 	before := kad.looked()

@@ -69,10 +69,10 @@ type Directory struct {
 
 	index     *replica
 	fetches   *fetches
-	rates     *rates
+	rates     *askRates
 	values    *boundedStore // what Kademlia stores for others
-	probes    *rates        // of what costs us dialling
-	watches   *rates        // of round trips that have to be measured first
+	probes    *askRates     // of what costs us dialling
+	watches   *askRates     // of round trips that have to be measured first
 	observed  *dials        // of peers that others want measured
 	unknown   *rates        // of heartbeats that are forwarded though nobody knows yet whose they are
 	sampled   samples
@@ -114,9 +114,9 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		index:    newReplica(cfg.MaxNodes),
 		fetches:  newFetches(cfg.FetchWorkers, cfg.FetchQueue),
 		values:   newBoundedStore(h.ID(), cfg.StoreBytes),
-		rates:    newRates(float64(cfg.QueryRate), 4*float64(cfg.QueryRate)),
-		probes:   newRates(0.1, 3),
-		watches:  newRates(0.5, 8),
+		rates:    newAskRates(float64(cfg.QueryRate), 4*float64(cfg.QueryRate)),
+		probes:   newAskRates(0.1, 3),
+		watches:  newAskRates(0.5, 8),
 		observed: newDials(),
 		unknown:  newRates(unknownRate, 4*unknownRate),
 		started:  clock(),

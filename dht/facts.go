@@ -328,11 +328,12 @@ func (n *node) expires() int64 { return n.record.expires }
 type heldBeat struct {
 	raw     []byte
 	digest  [digestSize]byte // of the record that it speaks of
+	key     [scanKey]byte    // of the peer (keyOf)
 	content content[pb.Availability]
 }
 
 func heldBeatOf(b *beat) *heldBeat {
-	h := &heldBeat{raw: b.raw}
+	h := &heldBeat{raw: b.raw, key: keyOf(b.peer)}
 	copy(h.digest[:], b.av.GetCapDigest())
 	return h
 }

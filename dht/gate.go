@@ -33,17 +33,21 @@ const (
 type asker struct {
 	peer peer.ID
 	addr multiaddr.Multiaddr
-	// relayed says that addr is a relay's.
-	relayed bool
+	// limited says that the connection goes through a relay, whose addr then is.
+	limited bool
 }
 
 func askerOf(c network.Conn) asker {
-	a := asker{peer: c.RemotePeer(), addr: c.RemoteMultiaddr(), relayed: c.Stat().Limited}
-	if a.addr != nil {
-		_, err := a.addr.ValueForProtocol(multiaddr.P_CIRCUIT)
-		a.relayed = a.relayed || err == nil
+	return asker{peer: c.RemotePeer(), addr: c.RemoteMultiaddr(), limited: c.Stat().Limited}
+}
+
+// relayed says that the address is a relay's, or that nobody knows whose.
+func (a asker) relayed() bool {
+	if a.addr == nil || a.limited {
+		return true
 	}
-	return a
+	_, err := a.addr.ValueForProtocol(multiaddr.P_CIRCUIT)
+	return err == nil
 }
 
 // net names the asker's network by its first bytes, empty when it is our own machine.
@@ -129,7 +133,7 @@ func (g *gate) leave(who asker) {
 type door struct {
 	most          int // bytes of a request
 	firsts, slots *gate
-	rates         *rates // of requests
+	rates         *askRates // of requests
 	// refuse tells a peer that it has asked too often, answer answers it.
 	refuse func(s network.Stream, wait time.Duration) error
 	answer func(ctx context.Context, s network.Stream, who asker, raw []byte) error
@@ -199,7 +203,7 @@ func (o *door) admit(ctx context.Context, s network.Stream, who asker, now func(
 	if err != nil {
 		return nil, fmt.Errorf("reading the request: %w", err)
 	}
-	if wait := o.rates.take(string(who.peer), now()); wait > 0 {
+	if wait := o.rates.take(who, now()); wait > 0 {
 		return nil, o.refuse(s, wait)
 	}
 	if raw == nil { // an empty message

@@ -77,7 +77,7 @@ func (d *Directory) dialable(ctx context.Context, who asker, addrs []multiaddr.M
 	dialer, ok := d.host.Network().(interface {
 		TransportForDialing(a multiaddr.Multiaddr) transport.Transport
 	})
-	if !ok || who.addr == nil || who.relayed {
+	if !ok || who.relayed() {
 		return false
 	}
 	from, err := manet.ToIP(who.addr)

@@ -24,7 +24,7 @@ import (
 	"github.com/gridbeam/gridbeam/protocol"
 )
 
-// Lives of what is kept for others (discovery.md 4). MaxRecordAge counts from receipt.
+// Lives of what is kept for others (discovery.md 4). MaxRecordAge usage from receipt.
 const (
 	maxRecordAge    = 2 * time.Hour
 	valueGC         = 15 * time.Minute
@@ -123,7 +123,7 @@ func (d *Directory) options() []kad.Option {
 	if !d.cfg.Loopback {
 		opts = append(opts,
 			kad.QueryFilter(kad.PublicQueryFilter),
-			kad.AddressFilter(d.public),
+			kad.AddressFilter(d.publicOrOwn),
 			kad.RoutingTableFilter(kad.PublicRoutingTableFilter),
 			kad.RoutingTablePeerDiversityFilter(kad.NewRTPeerDiversityFilter(d.host, 2, 3)),
 		)
@@ -160,15 +160,15 @@ func (d *Directory) waitServers(ctx context.Context) error {
 	return nil
 }
 
-// quota holds each sender to a number of stores a minute. kad-dht has no way to refuse in its hook but to make
-// the request invalid: without a key it is rejected.
+// quota holds each sender, and each network, to a number of stores a minute. kad-dht has no way to refuse in its hook
+// but to make the request invalid: without a key it is rejected.
 type quota struct {
 	now func() time.Time
 
 	mu     sync.Mutex
 	minute int64
-	puts   map[peer.ID]int
-	adds   map[peer.ID]int
+	puts   usage
+	adds   usage
 }
 
 func newQuota(now func() time.Time) *quota { return &quota{now: now} }
@@ -178,24 +178,22 @@ func (q *quota) hook(_ context.Context, s network.Stream, req *kadpb.Message) {
 	if kind != kadpb.Message_PUT_VALUE && kind != kadpb.Message_ADD_PROVIDER {
 		return
 	}
-	if !q.allow(s.Conn().RemotePeer(), kind == kadpb.Message_PUT_VALUE) {
+	if !q.allow(askerOf(s.Conn()), kind == kadpb.Message_PUT_VALUE) {
 		req.Key = nil
 	}
 }
 
-// allow counts a store in fixed minutes; the counters start anew with each, so that they stay small.
-func (q *quota) allow(p peer.ID, put bool) bool {
+// allow usage a store in fixed minutes; the counters start anew with each, so that they stay small.
+func (q *quota) allow(who asker, put bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if m := q.now().Unix() / 60; m != q.minute || q.puts == nil {
-		q.minute, q.puts, q.adds = m, map[peer.ID]int{}, map[peer.ID]int{}
+		q.minute, q.puts, q.adds = m, usage{}, usage{}
 	}
 	if put {
-		q.puts[p]++
-		return q.puts[p] <= putsPerMinute
+		return q.puts.spend(who, 1, putsPerMinute, netShare)
 	}
-	q.adds[p]++
-	return q.adds[p] <= providesPerMinute
+	return q.adds.spend(who, 1, providesPerMinute, netShare)
 }
 
 // messenger sends single Kademlia requests, so that acknowledgements can be counted: kad-dht's own PutValue

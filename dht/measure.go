@@ -69,23 +69,21 @@ func lineLabels(up, down uint64) map[string]string {
 	return out
 }
 
-// dayQuota counts the measurements of a day. The counters start anew with each day, and when strangers have filled
-// them: what all have together is bounded apart from this.
+// dayQuota counts the measurements of a day. The counters start anew with each day; what all have together is bounded
+// apart from this.
 type dayQuota struct {
 	day   int64
-	taken map[string]int // by caller, and by its network
-	moved int64          // bytes, of each measurement those of its busier way
+	taken usage // by caller, and by its network
+	moved int64 // bytes, of each measurement those of its busier way
 }
 
 // take counts one measurement; it returns how long to wait when there is none left.
 func (q *dayQuota) take(cfg *Config, caller, net string, now time.Time) time.Duration {
 	const day = 24 * 3600
 	if d := now.Unix() / day; d != q.day || q.taken == nil {
-		*q = dayQuota{day: d, taken: map[string]int{}}
+		*q = dayQuota{day: d, taken: usage{}}
 	}
-	if len(q.taken) >= 2*maxBuckets {
-		clear(q.taken)
-	}
+	q.taken.thin(2 * maxBuckets)
 	if q.taken[caller] >= cfg.MeasureDaily || net != "" && q.taken[net] >= measurePerNetwork || q.moved >= int64(cfg.MeasureTotal) {
 		return time.Unix((q.day+1)*day, 0).Sub(now)
 	}

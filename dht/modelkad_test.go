@@ -317,7 +317,7 @@ func (n *modelNode) serveKad(s network.Stream) {
 		}
 		resp.Record = req.Record
 	case kadpb.Message_ADD_PROVIDER: // has no answer
-		if p := w.byID[from]; p != nil && n.quota.allow(from, false) {
+		if p := w.byID[from]; p != nil && n.quota.allow(asker{peer: from}, false) {
 			n.keepProvider(string(req.Key), p)
 		}
 		w.mu.Unlock()
@@ -355,7 +355,7 @@ func (n *modelNode) closerLocked(resp *kadpb.Message, asker peer.ID) {
 
 // putLocked is kad-dht's handling of PUT_VALUE, with the product's quota, validator and choice.
 func (n *modelNode) putLocked(from peer.ID, req *kadpb.Message) error {
-	if !n.quota.allow(from, true) {
+	if !n.quota.allow(asker{peer: from}, true) {
 		return ErrBounds
 	}
 	key, raw := string(req.Key), req.GetRecord().GetValue()

@@ -9,7 +9,6 @@ import (
 	"io"
 	"math"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -107,7 +106,7 @@ func (d *Directory) replies(ctx context.Context, who asker, raw []byte) func(yie
 		case *pb.QueryRequest_Hello:
 			yield(&pb.QueryReply{Part: &pb.QueryReply_Hello{Hello: d.hello(who)}})
 		case *pb.QueryRequest_Probe:
-			if wait := d.probes.take(string(who.peer), d.now()); wait > 0 {
+			if wait := d.probes.take(who, d.now()); wait > 0 {
 				yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_RATE, "too many probes", 0, wait))
 				return
 			}
@@ -246,58 +245,4 @@ func pageOf(found []hit, seed, from uint64, limit int) (page []hit, cursor []byt
 	}
 	next := shuffled(page[limit].order, seed)
 	return page[:limit], binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, seed), next)
-}
-
-// rates is a token bucket for each name: of a peer, a network.
-type rates struct {
-	perSecond, burst float64
-
-	mu      sync.Mutex
-	buckets map[string]bucket
-}
-
-type bucket struct {
-	tokens float64
-	at     time.Time
-}
-
-const maxBuckets = 4096
-
-func newRates(perSecond, burst float64) *rates {
-	return &rates{perSecond: perSecond, burst: burst, buckets: map[string]bucket{}}
-}
-
-// take spends a token; it returns how long to wait when there is none.
-func (r *rates) take(id string, now time.Time) time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	b, ok := r.buckets[id]
-	if !ok {
-		if len(r.buckets) >= maxBuckets {
-			r.sweepLocked(now)
-		}
-		b = bucket{tokens: r.burst, at: now}
-	}
-	b.tokens = min(r.burst, b.tokens+now.Sub(b.at).Seconds()*r.perSecond)
-	b.at = now
-	var wait time.Duration
-	if b.tokens < 1 {
-		wait = time.Duration((1 - b.tokens) / r.perSecond * float64(time.Second))
-	} else {
-		b.tokens--
-	}
-	r.buckets[id] = b
-	return wait
-}
-
-// sweepLocked forgets peers whose bucket is full again: they lose nothing. If none is, all start anew.
-func (r *rates) sweepLocked(now time.Time) {
-	for id, b := range r.buckets {
-		if b.tokens+now.Sub(b.at).Seconds()*r.perSecond >= r.burst {
-			delete(r.buckets, id)
-		}
-	}
-	if len(r.buckets) >= maxBuckets {
-		clear(r.buckets)
-	}
 }

@@ -232,7 +232,7 @@ func (d *Directory) replyRoundTrips(ctx context.Context, who asker, req *pb.Roun
 			ids = append(ids, id)
 		}
 	}
-	measure := d.isUp() && d.watches.take(string(who.peer), d.now()) == 0
+	measure := d.isUp() && d.watches.take(who, d.now()) == 0
 	yield(&pb.QueryReply{Part: &pb.QueryReply_RoundTrips{RoundTrips: d.roundTrips(ctx, sortedIDs(ids), measure, d.observed)}})
 }
 

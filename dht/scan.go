@@ -47,32 +47,30 @@ type scans struct {
 
 	mu   sync.Mutex
 	hour int64
-	sent map[peer.ID]int
+	sent usage
 }
 
 func newScans(cfg *Config) *scans {
 	return &scans{
-		limit: rate.NewLimiter(rate.Limit(cfg.ScanRate), max(cfg.ScanRate/8, maxScanFrame)), quota: cfg.ScanQuota, sent: map[peer.ID]int{},
+		limit: rate.NewLimiter(rate.Limit(cfg.ScanRate), max(cfg.ScanRate/8, maxScanFrame)), quota: cfg.ScanQuota, sent: usage{},
 	}
 }
 
 // scanGate has a slot a peer, and a quarter of all for one network.
 func scanGate(cfg *Config) *gate { return newGate(cfg.ScanStreams, 1, max(1, cfg.ScanStreams/4)) }
 
-// spend counts bytes against the peer's hour; it returns how long to wait when they are used up. The counters
-// start anew with each hour, and when strangers have filled them: what all may have together is bounded
-// apart from this.
-func (s *scans) spend(id peer.ID, n int, now time.Time) time.Duration {
+// spend counts bytes against the hour of a peer and of its network; it returns how long to wait when they are used up.
+// The counters start anew with each hour; what all may have together is bounded apart from this.
+func (s *scans) spend(who asker, n int, now time.Time) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if h := now.Unix() / 3600; h != s.hour || len(s.sent) >= maxBuckets {
+	if h := now.Unix() / 3600; h != s.hour {
 		s.hour = h
 		clear(s.sent)
 	}
-	if s.sent[id]+n > s.quota {
+	if !s.sent.spend(who, n, s.quota, scanNetShare) {
 		return time.Unix((s.hour+1)*3600, 0).Sub(now)
 	}
-	s.sent[id] += n
 	return 0
 }
 
@@ -80,7 +78,7 @@ func (s *scans) spend(id peer.ID, n int, now time.Time) time.Duration {
 func (d *Directory) serveScans(ctx context.Context) (stop func()) {
 	state := newScans(&d.cfg)
 	o := &door{
-		most: maxScanRequest, slots: scanGate(&d.cfg), rates: newRates(float64(d.cfg.QueryRate), 4*float64(d.cfg.QueryRate)),
+		most: maxScanRequest, slots: scanGate(&d.cfg), rates: newAskRates(float64(d.cfg.QueryRate), 4*float64(d.cfg.QueryRate)),
 		refuse: func(s network.Stream, wait time.Duration) error {
 			return writeScan(queryWriter(s), scanError(pb.ScanErrorCode_SCAN_ERROR_CODE_RATE, "too many scans", wait))
 		},
@@ -105,7 +103,7 @@ func (d *Directory) answerScan(ctx context.Context, s network.Stream, who asker,
 	w := queryWriter(s)
 	for reply := range d.scanReplies(ctx, raw) {
 		size := proto.Size(reply)
-		if wait := state.spend(who.peer, size, d.now()); wait > 0 {
+		if wait := state.spend(who, size, d.now()); wait > 0 {
 			return writeScan(w, scanError(pb.ScanErrorCode_SCAN_ERROR_CODE_RATE, "this hour's bytes are used up", wait))
 		}
 		if err := state.limit.WaitN(ctx, min(size, maxScanFrame)); err != nil {
@@ -184,7 +182,7 @@ func (d *Directory) scanReplies(ctx context.Context, raw []byte) func(yield func
 			key, n := all[0].key, 0
 			var rows []*pb.ScanRow
 			for ; n < len(all) && all[n].key == key; n++ {
-				if row := all[n].row(req, now); row != nil {
+				if row := all[n].row(d.index, req, now); row != nil {
 					rows = append(rows, row)
 				}
 			}
@@ -275,15 +273,13 @@ func (d *Directory) held(ctx context.Context, req *pb.ScanRequest) []heldRows {
 		}
 	}
 	if wants(pb.ScanKind_SCAN_KIND_AVAILABILITY) {
-		now := d.now()
-		beats := d.index.spoken()
-		if ownBeat != nil && len(d.cfg.Shards) == 0 {
-			beats = append(beats, spoken{peer: ownBeat.peer, raw: ownBeat.raw, av: ownBeat.av, arrived: millis(ownBeat.av.GetAt())})
-		}
+		beats := d.index.unopened(through)
 		for i := range beats {
-			if key := keyOf(beats[i].peer); through(key) && (&beat{av: beats[i].av}).fresh(now) {
-				all = append(all, heldRows{key: key, beat: &beats[i]})
-			}
+			all = append(all, heldRows{key: beats[i].held.key, beat: &beats[i]})
+		}
+		if ownBeat != nil && len(d.cfg.Shards) == 0 && through(keyOf(ownBeat.peer)) {
+			own := spoken{peer: ownBeat.peer, raw: ownBeat.raw, av: ownBeat.av, arrived: millis(ownBeat.av.GetAt())}
+			all = append(all, heldRows{key: keyOf(ownBeat.peer), beat: &own})
 		}
 	}
 	slices.SortStableFunc(all, func(a, b heldRows) int { return bytes.Compare(a.key[:], b.key[:]) })
@@ -291,10 +287,13 @@ func (d *Directory) held(ctx context.Context, req *pb.ScanRequest) []heldRows {
 }
 
 // row makes what is sent of it; nil when it is not live, or received before since.
-func (h *heldRows) row(req *pb.ScanRequest, now time.Time) *pb.ScanRow {
+func (h *heldRows) row(x *replica, req *pb.ScanRequest, now time.Time) *pb.ScanRow {
 	var row *pb.ScanRow
 	switch {
 	case h.beat != nil:
+		if !h.beat.open(x) || !(&beat{av: h.beat.av}).fresh(now) {
+			return nil
+		}
 		row = &pb.ScanRow{
 			PeerId: []byte(h.beat.peer), Kind: pb.ScanKind_SCAN_KIND_AVAILABILITY, Envelope: h.beat.raw,
 			ReceivedAt: h.beat.arrived.UnixMilli(), Digest: digestBytes(h.beat.raw), Seq: h.beat.av.GetSeq(),

@@ -50,10 +50,12 @@ func TestAScanOfAnyServerGivesWhatItHoldsInTheOrderOfTheKeys(t *testing.T) {
 		connect(t, client.host, p.host)
 	}
 	for _, p := range peers {
-		eventually(t, "every server holds every record", func() bool {
-			rows, _ := scanned(t, client.dir, p.id, ScanQuery{})
-			return slices.Equal(peersIn(rows), idsOf(peers[1:]...))
+		eventually(t, "every server holds every record", func() bool { // scans would use up the client's rate
+			return len(p.dir.held(t.Context(), &pb.ScanRequest{})) == len(peers[1:])
 		})
+		if rows, _ := scanned(t, client.dir, p.id, ScanQuery{}); !slices.Equal(peersIn(rows), idsOf(peers[1:]...)) {
+			t.Errorf("%s lists %d rows", p.id, len(rows))
+		}
 	}
 	server := peers[2]
 	rows, sum := scanned(t, client.dir, server.id, ScanQuery{})
@@ -226,13 +228,12 @@ func TestAPeerHasOneScanAtATimeAndItsShareOfAnHour(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.ScanStreams, cfg.ScanQuota = 2, 1000
 	s, g := newScans(&cfg), scanGate(&cfg)
-	a, b, c := peer.ID("a"), peer.ID("b"), peer.ID("c")
-	enter := func(id peer.ID) bool { return g.enter(asker{peer: id}) }
-	if !enter(a) || enter(a) || !enter(b) || enter(c) {
+	a, b, c := asker{peer: "a"}, asker{peer: "b"}, asker{peer: "c"}
+	if !g.enter(a) || g.enter(a) || !g.enter(b) || g.enter(c) {
 		t.Error("one a peer, two in all")
 	}
-	g.leave(asker{peer: a})
-	if !enter(c) || enter(a) {
+	g.leave(a)
+	if !g.enter(c) || g.enter(a) {
 		t.Error("a freed slot goes to whoever comes")
 	}
 	now := time.Unix(1_800_000_000, 0) // 2027-01-15 08:00:00 UTC
@@ -242,6 +243,48 @@ func TestAPeerHasOneScanAtATimeAndItsShareOfAnHour(t *testing.T) {
 	wait := s.spend(a, 401, now)
 	if s.spend(a, 401, now.Add(wait)) != 0 {
 		t.Errorf("not again after %s", wait)
+	}
+}
+
+func TestAScanDecodesOnlyWhatItReturns(t *testing.T) {
+	d := loneDirectory(t)
+	now := time.Now()
+	var last [scanKey]byte
+	for i := range 300 {
+		who := identityOf(t, 2000+i)
+		b, err := openBeat(sign(t, who.key, availabilitySeal(), heartbeat(who.id, 1, now, nil, ready)), who.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.index.putBeat(b, 0, now)
+		last = keyOf(who.id)
+	}
+	for what, c := range map[string]struct {
+		req  *pb.ScanRequest
+		most int // of what has to be decoded
+		rows int
+	}{
+		"of nobody's key": {&pb.ScanRequest{Bits: 256, Prefix: make([]byte, scanKey)}, 0, 0},
+		"of one key":      {&pb.ScanRequest{Bits: 256, Prefix: last[:]}, 1, 1},
+		"a page of ten":   {&pb.ScanRequest{Limit: 10}, 11, 10}, // one more shows that there is one
+		"all":             {&pb.ScanRequest{}, 300, 300},
+	} {
+		d.index.opened = openings{}
+		for i := range d.index.slots {
+			d.index.at(d.index.slots[i]).beat.content.Store(nil)
+		}
+		c.req.Kinds = []pb.ScanKind{pb.ScanKind_SCAN_KIND_AVAILABILITY}
+		raw, err := proto.Marshal(c.req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows := 0
+		for reply := range d.scanReplies(t.Context(), raw) {
+			rows += len(reply.GetRows().GetRows())
+		}
+		if got := len(d.index.opened.beats.held); got > c.most || rows != c.rows {
+			t.Errorf("%s: %d rows and %d of 300 heartbeats decoded, want %d and at most %d", what, rows, got, c.rows, c.most)
+		}
 	}
 }
 
