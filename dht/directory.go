@@ -73,6 +73,7 @@ type Directory struct {
 	values    *boundedStore // what Kademlia stores for others
 	probes    *rates        // of what costs us dialling
 	watches   *rates        // of round trips that have to be measured first
+	reports   *rates        // of what strangers can have us write to the log
 	unknown   *rates        // of heartbeats that are forwarded though nobody knows yet whose they are
 	sampled   samples
 	indexes   indexes
@@ -116,6 +117,7 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		rates:   newRates(float64(cfg.QueryRate), 4*float64(cfg.QueryRate)),
 		probes:  newRates(0.1, 3),
 		watches: newRates(0.5, 8),
+		reports: newRates(0.1, 10),
 		unknown: newRates(unknownRate, 4*unknownRate),
 		started: clock(),
 		order:   orderOf(h.ID()),
@@ -126,6 +128,7 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		indexes: indexes{turn: make(chan struct{}, 1)},
 	}
 	d.join = d.joinKademlia
+	d.index.report = d.reportEquivocation
 	return d, nil
 }
 
