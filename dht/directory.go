@@ -94,6 +94,7 @@ type Directory struct {
 	running  bool
 	levels   map[string]perch // of our provider keys, by attribute
 	standing Standing
+	clockOff bool // nothing is advertised
 }
 
 // New prepares a directory over a host; it does no I/O and starts nothing. gossip may be nil for a peer that

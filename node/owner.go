@@ -249,6 +249,7 @@ func (s *site) status() Status {
 		Ask: s.speaker.ask, Inventory: s.inventory(), Directory: s.dir.Servers(), Standing: standingOf(s.dir.Standing()), Place: s.placeStatus(),
 		Addresses: []string{}, Reachability: s.reach(), Networks: []NetworkStatus{}, Executors: []string{}, Jobs: []JobStatus{}, Leases: []LeaseStatus{}, Bridges: []BridgeStatus{},
 	}
+	st.Standing.ClockOff = s.dir.ClockOff()
 	s.mu.Lock()
 	st.Since = s.since
 	s.mu.Unlock()
