@@ -101,8 +101,12 @@ const AttrRelay = "relay"
 // attrIndex is what peers announce that answer for others.
 const attrIndex = "index"
 
-// Attributes returns what a node with this record announces: all, its GPU models and their memory rungs, and
-// the roles index and relay.
+// poolAttr is what nodes announce whose line was measured and whose region is told: the tier and the region, in RNP-004's
+// order of pools.
+func poolAttr(tier, macro string) string { return "pool/" + tier + "/" + macro }
+
+// Attributes returns what a node with this record announces: all, its GPU models and their memory rungs, its pool (tier of
+// the line and region), and the roles index and relay.
 func Attributes(c *pb.Capability) []string {
 	attrs := []string{AttrAll}
 	seen := map[string]bool{AttrAll: true}
@@ -118,6 +122,12 @@ func Attributes(c *pb.Capability) []string {
 		}
 		if rung, ok := protocol.VRAMRung(protocol.NominalGB(g.GetVramBytes())); ok {
 			add(fmt.Sprintf("vram/%d", rung))
+		}
+	}
+	if n := c.GetNetwork(); n != nil && n.Up != nil && n.Down != nil {
+		tier, macro := BandwidthTier(n.GetDown(), n.GetUp()), placeOf(c.GetLocation()).Macro
+		if tier != noTier && macro != "" {
+			add(poolAttr(tier, macro))
 		}
 	}
 	for _, r := range c.GetRoles() {

@@ -49,7 +49,8 @@ type Schedule struct {
 	RecordLife time.Duration
 	// Provide is the time between two rounds of provider keys. Default 60 min.
 	Provide time.Duration
-	// Beat is the time between two heartbeats without a change, 1 s..2 min. Default 30 s.
+	// Beat is the time between two heartbeats without a change, 1 s..2 min; above 20,000 nodes, by the median of three
+	// index peers, it is a minute at least. Default 30 s.
 	Beat time.Duration
 	// BeatGap is the least time between two heartbeats that changes have brought forward; a regular one holds no change
 	// back. Default 5 s.
@@ -108,11 +109,14 @@ type Announcer struct {
 	plan   Schedule
 	source Source
 	seqs   SeqStore
-	mu     sync.Mutex // guards rnd
+	mu     sync.Mutex // guards rnd and conditions
 	rnd    *rand.Rand
 	record chan struct{} // capacity 1: changes that come together are one
 	beat   chan struct{} // capacity 1, likewise
 	moved  chan struct{} // capacity 1, likewise
+	// What others say, and that it has changed (capacity 1).
+	conditions conditions
+	changed    chan struct{}
 
 	seq     uint64
 	beatSeq uint64
@@ -129,7 +133,7 @@ func NewAnnouncer(d *Directory, plan Schedule, source Source, seqs SeqStore, rnd
 	}
 	return &Announcer{
 		d: d, plan: plan, source: source, seqs: seqs, rnd: rnd,
-		record: make(chan struct{}, 1), beat: make(chan struct{}, 1), moved: make(chan struct{}, 1),
+		record: make(chan struct{}, 1), beat: make(chan struct{}, 1), moved: make(chan struct{}, 1), changed: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -179,7 +183,12 @@ func (a *Announcer) Run(ctx context.Context) error {
 		return fmt.Errorf("reading the last sequence number: %w", err)
 	}
 	a.seq = last
+	ask, stop := context.WithCancel(ctx)
+	var asking sync.WaitGroup
+	asking.Go(func() { a.watchConditions(ask) })
 	err = a.loop(ctx)
+	stop()
+	asking.Wait()
 	if err == nil && a.d.ownRecord() != nil {
 		a.goodbye(context.WithoutCancel(ctx))
 	}
@@ -236,9 +245,14 @@ func (a *Announcer) loop(ctx context.Context) error {
 				return p.err
 			}
 			next.after(p, a.d.now())
+		case <-a.changed:
 		case <-timer.C:
 		}
 		next.hear(a.plan, record || poked(a.record), moved || poked(a.moved), beat || poked(a.beat))
+		if a.present().off { // what is due stays so
+			timer.Reset(never)
+			continue
+		}
 		now = a.d.now()
 		if !now.Before(next.beat) {
 			if err := a.publishBeat(ctx, false); err != nil {
@@ -247,7 +261,7 @@ func (a *Announcer) loop(ctx context.Context) error {
 			if next.changed {
 				next.lastChange, next.changed = now, false
 			}
-			next.beat = now.Add(a.vary(a.plan.Beat))
+			next.beat = now.Add(a.vary(a.every()))
 		}
 		if publish := next.job(a, now); publish != nil {
 			go func() { done <- publish(ctx) }()
@@ -397,7 +411,7 @@ func (a *Announcer) publishBeat(ctx context.Context, leaving bool) error {
 	now := a.d.now()
 	a.beatSeq = max(a.beatSeq+1, uint64(now.UnixMicro()))
 	raw, err := a.source.Beat(BeatHeader{
-		Seq: a.beatSeq, At: now, Period: max(a.plan.Beat, minPeriod), CapSeq: own.cap.GetSeq(), CapDigest: own.digest,
+		Seq: a.beatSeq, At: now, Period: max(a.every(), minPeriod), CapSeq: own.cap.GetSeq(), CapDigest: own.digest,
 	}, leaving)
 	if err != nil {
 		return fmt.Errorf("making a heartbeat: %w", err)

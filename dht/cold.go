@@ -99,7 +99,7 @@ func (d *Directory) sample(ctx context.Context, query Query) []peer.ID {
 }
 
 // hints are the provider keys that cover every node that can match, when a clause of the filter names few GPU
-// models or a least memory; nil means that only all covers them.
+// models or a least memory, or two name tiers and regions; nil means that only all covers them.
 func hints(f *protocol.Filter) []string {
 	if f == nil {
 		return nil
@@ -120,7 +120,44 @@ func hints(f *protocol.Filter) []string {
 			}
 		}
 	}
-	return nil
+	return poolHints(f)
+}
+
+// poolHints are the pools of a filter that names tiers and regions.
+func poolHints(f *protocol.Filter) []string {
+	const most = 8
+	var tiers, macros []string
+	for _, clause := range f.Clauses() {
+		c, ok := clause.(*protocol.FilterCompare)
+		if !ok || c.Op != protocol.OpEQ && c.Op != protocol.OpIn {
+			continue
+		}
+		switch c.Term.Field {
+		case protocol.FieldNodeTier:
+			tiers = nil
+			for _, v := range c.Values {
+				tiers = append(tiers, v.Text)
+			}
+		case protocol.FieldNodeRegion:
+			macros = nil
+			for _, v := range c.Values {
+				macros = append(macros, v.Place.Macro)
+			}
+		}
+	}
+	slices.Sort(macros)
+	macros = slices.Compact(macros)
+	if len(tiers)*len(macros) > most {
+		return nil
+	}
+	var attrs []string
+	for _, t := range tiers {
+		for _, m := range macros {
+			attrs = append(attrs, poolAttr(t, m))
+		}
+	}
+	slices.Sort(attrs)
+	return slices.Compact(attrs)
 }
 
 func modelHints(values []protocol.FilterValue) []string {

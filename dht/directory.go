@@ -74,6 +74,7 @@ type Directory struct {
 	probes    *askRates     // of what costs us dialling
 	watches   *askRates     // of round trips that have to be measured first
 	observed  *dials        // of peers that others want measured
+	reports   *rates        // of what strangers can have us write to the log
 	unknown   *rates        // of heartbeats that are forwarded though nobody knows yet whose they are
 	sampled   samples
 	indexes   indexes
@@ -94,6 +95,7 @@ type Directory struct {
 	running  bool
 	levels   map[string]perch // of our provider keys, by attribute
 	standing Standing
+	clockOff bool // nothing is advertised
 }
 
 // New prepares a directory over a host; it does no I/O and starts nothing. gossip may be nil for a peer that
@@ -118,6 +120,7 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		probes:   newAskRates(0.1, 3),
 		watches:  newAskRates(0.5, 8),
 		observed: newDials(),
+		reports:  newRates(0.1, 10),
 		unknown:  newRates(unknownRate, 4*unknownRate),
 		started:  clock(),
 		order:    orderOf(h.ID()),
@@ -128,6 +131,7 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		indexes:  indexes{turn: make(chan struct{}, 1)},
 	}
 	d.join = d.joinKademlia
+	d.index.report = d.reportEquivocation
 	return d, nil
 }
 

@@ -221,11 +221,13 @@ func placeOf(l *pb.Location) protocol.Place {
 	return protocol.Place{}
 }
 
+const noTier = "none" // of BandwidthTier
+
 // BandwidthTier names the tier of a line from its bit/s down and up, both strictly above the tier's bounds
 // (discovery.md 9, RNP-006): low 100/75, medium 400/300, high 800/600, ultra 1600/1200 Mbit/s; below: none.
 func BandwidthTier(down, up uint64) string {
 	const mbit = 1_000_000
-	name := "none"
+	name := noTier
 	for i, t := range []string{"low", "medium", "high", "ultra"} {
 		if step := uint64(1) << i; i == 0 && down > 100*mbit && up > 75*mbit ||
 			i > 0 && down > step*200*mbit && up > step*150*mbit {

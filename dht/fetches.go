@@ -137,7 +137,7 @@ func (f *fetches) take(ctx context.Context) (*fetchJob, bool) {
 func (f *fetches) next() *fetchJob {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for c := claim(numClaims); c > 0; c-- {
+	for c := numClaims; c > 0; c-- {
 		if c-1 == claimLine && f.quiet >= f.silent {
 			continue
 		}
@@ -198,17 +198,17 @@ func (f *fetches) forgetLocked(now time.Time) {
 		return
 	}
 	const looks = 16
-	var any peer.ID
+	var one peer.ID
 	n := 0
 	for id, p := range f.past {
-		if any = id; now.After(p.next) && float64(now.Sub(p.at)) >= (fetchBurst-p.tokens)*float64(fetchEvery) {
+		if one = id; now.After(p.next) && float64(now.Sub(p.at)) >= (fetchBurst-p.tokens)*float64(fetchEvery) {
 			break
 		}
 		if n++; n == looks {
 			break
 		}
 	}
-	delete(f.past, any)
+	delete(f.past, one)
 }
 
 // wantRecord queues the fetching of a record. heard says that a heartbeat speaks of it.

@@ -114,6 +114,8 @@ type Explanation struct {
 	// IndexWanted is how many of different networks and operators a client wants to hear (Config.IndexPeers),
 	// IndexHeard how many it did.
 	IndexWanted, IndexHeard int
+	// Equivocated counts the peers that were seen to sign two records of one number; the first is shown.
+	Equivocated int
 	// OldestAge and MedianAge of the heartbeats of the candidates.
 	OldestAge, MedianAge time.Duration
 }
@@ -312,7 +314,7 @@ func (q *asking) match(x *replica) ([]hit, Explanation) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	l := &look{asking: q, x: x, since: x.since(q.now), ms: q.now.UnixMilli()}
-	var ex Explanation
+	ex := Explanation{Equivocated: len(x.twice.order)}
 	var out []hit
 	judge := func(i uint32) {
 		n := x.at(i)

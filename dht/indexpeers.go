@@ -122,7 +122,7 @@ func (a *polled) knowsMoreThan(b *polled) bool {
 func (d *Directory) united(query Query, found *replica, ex Explanation, answers []*polled, best int) ([]Candidate, Explanation, error) {
 	out, own := newAsking(query, d.now(), false).run(found)
 	ex.Population, ex.Matched, ex.Clauses = own.Population, own.Matched, own.Clauses
-	ex.OldestAge, ex.MedianAge = own.OldestAge, own.MedianAge
+	ex.OldestAge, ex.MedianAge, ex.Equivocated = own.OldestAge, own.MedianAge, own.Equivocated
 	if best >= 0 {
 		a := answers[best]
 		ex.Population = max(ex.Population, a.Population)

@@ -158,8 +158,20 @@ func TestAdvertisingCountsAcknowledgements(t *testing.T) {
 	// Holders that have a newer record refuse an older one, and we learn why.
 	older := machine(me.id, 6, now.Add(-time.Second))
 	got, err = me.dir.Advertise(within(t, 5*time.Second), sign(t, me.key, capabilitySeal(), older))
-	if !errors.Is(err, ErrTooFewHolders) && !errors.Is(err, ErrIdentityInUse) || got.Acks != 0 || got.NewerSeq != 7 {
-		t.Errorf("older record: %+v, %v", got, err)
+	if !errors.Is(err, ErrTooFewHolders) || errors.Is(err, ErrIdentityInUse) || got.Acks != 0 || got.NewerSeq != 7 {
+		t.Errorf("a record older than that of an earlier run: %+v, %v", got, err)
+	}
+	// One that was issued while we run is not of an earlier run of ours: somebody else has our key.
+	later := machine(me.id, 9, time.Now().Add(time.Second))
+	value := kadrecord.MakePutRecord(capabilityKey(me.id), sign(t, me.key, capabilitySeal(), later))
+	for _, p := range peers {
+		if err := me.dir.wire.PutValue(within(t, 5*time.Second), p.id, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err = me.dir.Advertise(within(t, 5*time.Second), sign(t, me.key, capabilitySeal(), machine(me.id, 8, now)))
+	if !errors.Is(err, ErrIdentityInUse) || got.Acks != 0 || got.NewerSeq != 9 {
+		t.Errorf("another process with our key: %+v, %v", got, err)
 	}
 }
 

@@ -33,6 +33,8 @@ type replica struct {
 	lapses  []time.Duration // since base, of the heartbeat
 	classes *classes
 	bare    bareSlots
+	twice   equivocations
+	report  func(Equivocation) // nil: nobody is told
 	swept   time.Duration
 	seen    map[peer.ID]seqs
 }
@@ -94,6 +96,15 @@ func (x *replica) get(id peer.ID, now time.Time) (hit, bool) {
 
 // putRecord takes a verified record unless a newer one is known. It says whether the record is now held.
 func (x *replica) putRecord(r *record, now time.Time) bool {
+	held, other := x.placeRecord(r, now)
+	if other != nil && x.report != nil {
+		x.report(*other)
+	}
+	return held
+}
+
+// placeRecord also returns the proof when it is the second record of one number.
+func (x *replica) placeRecord(r *record, now time.Time) (bool, *Equivocation) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	d := x.sinceLocked(now)
@@ -103,19 +114,22 @@ func (x *replica) putRecord(r *record, now time.Time) bool {
 		s = x.at(i).seqs
 	}
 	if r.cap.GetSeq() < s.recordSeq {
-		return false
+		return false, nil
 	}
 	if held && x.at(i).record != nil {
-		switch {
-		case x.at(i).record.digest == r.digest:
-			return true
-		case r.cap.GetSeq() == s.recordSeq:
-			return false // equal seq, other bytes: the first one stays
+		switch first := x.at(i).record; {
+		case first.digest == r.digest:
+			return true, nil
+		case r.cap.GetSeq() == s.recordSeq: // equal seq, other bytes: the first one stays
+			if q := (Equivocation{r.peer, r.cap.GetSeq(), first.raw, r.raw, now}); x.twice.add(q) {
+				return false, &q
+			}
+			return false, nil
 		}
 	}
 	if !held {
 		if !x.roomLocked(now) {
-			return false
+			return false, nil
 		}
 		i = x.allotLocked(r.peer, s, d)
 	}
@@ -132,7 +146,7 @@ func (x *replica) putRecord(r *record, now time.Time) bool {
 	}
 	x.fileLocked(n, i)
 	x.lapses[i] = n.lapse()
-	return true
+	return true, nil
 }
 
 // beatFate is what became of a heartbeat.

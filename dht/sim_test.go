@@ -115,7 +115,8 @@ type simHost struct {
 	w       *simWorld
 	at      int
 	index   bool
-	hostile int // 0 is honest, else its kind
+	hostile int          // 0 is honest, else its kind
+	ahead   atomic.Int64 // of its clock, in ns
 
 	mu       sync.Mutex
 	key      crypto.PrivKey
@@ -132,6 +133,8 @@ var (
 	_ Source   = (*simHost)(nil)
 	_ SeqStore = (*simHost)(nil)
 )
+
+func (h *simHost) clock() time.Time { return time.Now().Add(time.Duration(h.ahead.Load())) }
 
 func (h *simHost) LastSeq() (uint64, error) { h.mu.Lock(); defer h.mu.Unlock(); return h.seq, nil }
 func (h *simHost) SaveSeq(seq uint64) error {
@@ -208,7 +211,7 @@ func (h *simHost) main(ctx context.Context, env testnet.Env) error {
 	gossip := &simGossip{host: env.Host, topics: map[string]*simTopic{}}
 	count := &h.w.tallies[h.at]
 	rnd := func() *rand.Rand { return rand.New(rand.NewPCG(uint64(h.at), uint64(env.Run))) }
-	d, err := New(cfg, countingHost{env.Host.Host(), count}, countingGossip{gossip, count}, time.Now, rnd(), quiet)
+	d, err := New(cfg, countingHost{env.Host.Host(), count}, countingGossip{gossip, count}, h.clock, rnd(), quiet)
 	if err != nil {
 		return err
 	}

@@ -162,6 +162,8 @@ func (f *findings) directory(s *Status) {
 		f.add(OK, "directory", "", "%d servers are known; nobody has been asked yet how they see this node", s.Directory)
 	}
 	switch ahead := time.Duration(st.ClockMs) * time.Millisecond; {
+	case st.ClockOff:
+		f.add(Failure, "clock", "timedatectl set-ntp true", "this machine's clock differs by more than a minute from others': the node advertises nothing until it is set")
 	case ahead.Abs() > clockFails:
 		f.add(Failure, "clock", "timedatectl set-ntp true", "others' clocks are %s ahead of this machine's (behind if below 0): they refuse what it signs", ahead.Round(time.Second))
 	case ahead.Abs() > clockWarns:

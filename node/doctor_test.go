@@ -60,6 +60,7 @@ func TestEachFaultOfANodeIsFoundWithItsFix(t *testing.T) {
 		{"no server", func(s *Status) { s.Directory, s.Standing = 0, StandingStatus{} }, "directory", Failure, "no server"},
 		{"not seen", func(s *Status) { s.Standing.Found = 1 }, "directory", Warning, "1 of 3"},
 		{"clock off", func(s *Status) { s.Standing.ClockMs = -6_000 }, "clock", Warning, "-6s"},
+		{"clock off for two rounds", func(s *Status) { s.Standing.ClockOff = true }, "clock", Failure, "advertises nothing"},
 		{"clock far off", func(s *Status) { s.Standing.ClockMs = 61_000 }, "clock", Failure, "1m1s"},
 		{"relay", func(s *Status) { s.Reachability = p2p.ReachableByRelay }, "reach", Warning, "relay alone"},
 		{"no relay", func(s *Status) { s.Reachability = p2p.Unreachable }, "reach", Warning, "no relay"},

@@ -252,6 +252,7 @@ func (s *site) status() Status {
 	if last, ok := s.announce.Stored(); ok {
 		st.Stored = &StoredStatus{At: last.At, Asked: last.Holders, Took: last.Acks}
 	}
+	st.Standing.ClockOff = s.dir.ClockOff()
 	s.mu.Lock()
 	st.Since = s.since
 	s.mu.Unlock()

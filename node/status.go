@@ -138,6 +138,8 @@ type StandingStatus struct {
 	Dialable int `json:"dialable"`
 	// ClockMs is how far others' clocks are ahead of this machine's, in ms, the median of those asked.
 	ClockMs int64 `json:"clock_ahead_ms"`
+	// ClockOff says that the node advertises nothing until its clock is within a minute of others'.
+	ClockOff bool `json:"clock_off,omitempty"`
 }
 
 // NetworkStatus is a joined network.

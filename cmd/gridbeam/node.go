@@ -401,6 +401,9 @@ func writeStanding(p func(string, ...any), s *node.StandingStatus) {
 	if ahead := time.Duration(s.ClockMs) * time.Millisecond; ahead.Abs() > 5*time.Second {
 		p("clock      %s behind others' (ahead if below 0): set this machine's clock", ahead.Round(time.Second))
 	}
+	if s.ClockOff {
+		p("problem    its clock differs by more than a minute from others': it advertises nothing until that is set right")
+	}
 	for line := range strings.Lines(s.Problem) {
 		p("problem    %s", printable(strings.TrimSuffix(line, "\n")))
 	}

@@ -545,6 +545,9 @@ func explainFind(w io.Writer, ex dht.Explanation) {
 		}
 		_, _ = fmt.Fprintf(w, "  index peer %s %s\n", a.Peer, note)
 	}
+	if ex.Equivocated > 0 {
+		_, _ = fmt.Fprintf(w, "  %d peers signed two records of one number: two machines may share a key\n", ex.Equivocated)
+	}
 	if ex.OldestAge > 0 {
 		_, _ = fmt.Fprintf(w, "  heartbeats are %.0f s old, half of them at most %.0f s\n", ex.OldestAge.Seconds(), ex.MedianAge.Seconds())
 	}
