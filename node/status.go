@@ -138,6 +138,8 @@ type StandingStatus struct {
 	Dialable int `json:"dialable"`
 	// ClockMs is how far others' clocks are ahead of this machine's, in ms, the median of those asked.
 	ClockMs int64 `json:"clock_ahead_ms"`
+	// Clocks is how many they are.
+	Clocks int `json:"clocks"`
 }
 
 // NetworkStatus is a joined network.
@@ -239,7 +241,7 @@ type Inventory struct {
 func standingOf(s dht.Standing) StandingStatus {
 	out := StandingStatus{
 		Isolated: s.Isolated, Split: s.Split, Checked: s.Seen.At, Asked: s.Seen.Asked, Found: s.Seen.Found, Heard: s.Seen.Heard,
-		Dialable: s.Seen.Dialable, ClockMs: s.Clock.Milliseconds(),
+		Dialable: s.Seen.Dialable, ClockMs: s.Clock.Milliseconds(), Clocks: s.Clocks,
 	}
 	if problem := s.Problem(); problem != nil {
 		out.Problem = problem.Error()
