@@ -257,7 +257,15 @@ func (s *survey) walk(ctx context.Context) {
 	defer wg.Wait()
 	for {
 		id, addrs, ok := s.next(ctx)
-		if !ok || s.pace.Wait(ctx) != nil {
+		if !ok {
+			return
+		}
+		if s.pace.Wait(ctx) != nil { // it says so before ctx's deadline when there is no time left
+			s.mu.Lock()
+			s.todo = append([]peer.ID{id}, s.todo...)
+			s.active--
+			s.mu.Unlock()
+			<-ctx.Done()
 			return
 		}
 		wg.Go(func() {

@@ -14,6 +14,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+	"golang.org/x/time/rate"
 
 	"github.com/gridbeam/gridbeam/protocol"
 	pb "github.com/gridbeam/gridbeam/protocol/pb/gridbeam/v1"
@@ -334,5 +336,39 @@ func TestCoverageIsWhatTheFormulaSays(t *testing.T) {
 		if got.Known != c.answered || got.ShareLow() > got.Share() || got.Share() > got.ShareHigh() || got.ShareHigh() > 1 {
 			t.Errorf("%+v gives shares %v..%v..%v", c, got.ShareLow(), got.Share(), got.ShareHigh())
 		}
+	}
+}
+
+func TestASurveyWithoutTimeForAllSaysSo(t *testing.T) {
+	c := crawler(t, 100)
+	var seeds []peer.AddrInfo
+	for i := range int64(9) {
+		seeds = append(seeds, peer.AddrInfo{ID: made(i), Addrs: []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/127.0.0.1/tcp/9")}})
+	}
+	plan := quickPlan()
+	plan.Pace = 2
+	ctx, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
+	defer cancel()
+	f := NewFindings()
+	if err := c.dir.Survey(ctx, plan, seeds, f, func(SurveyEvent) {}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("with %d of %d peers visited it ends with %v", f.Counts().Visited, len(seeds), err)
+	}
+}
+
+func TestAWalkThatIsCutOffLeavesNobodyUnderWay(t *testing.T) {
+	c := crawler(t, 100)
+	s := &survey{
+		d: c.dir, plan: quickPlan(), f: NewFindings(), take: func(SurveyEvent) {}, pace: rate.NewLimiter(2, 1),
+		known: map[peer.ID][]multiaddr.Multiaddr{}, missed: map[peer.ID]bool{},
+	}
+	s.changed = sync.NewCond(&s.mu)
+	for i := range int64(9) {
+		s.want(made(i), []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/127.0.0.1/tcp/9")})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	s.walk(ctx)
+	if s.active != 0 || len(s.todo) != 8 || ctx.Err() == nil {
+		t.Errorf("%d are under way, %d are left, want 0 and 8; %v", s.active, len(s.todo), ctx.Err())
 	}
 }

@@ -86,6 +86,8 @@ type Standing struct {
 	Seen Seen
 	// Clock is the median difference of others' clocks to ours; it is 0 before the first round.
 	Clock time.Duration
+	// Clocks is how many peers told it: below ClocksTell it may be one peer's word.
+	Clocks int
 }
 
 // Anchor is one of them.
@@ -122,6 +124,9 @@ type Seen struct {
 
 // maxRemembered bounds the peers of this run that serve as anchors later.
 const maxRemembered = 200
+
+// ClocksTell is how many peers it takes to say that a clock is wrong.
+const ClocksTell = 3
 
 // skewWarn is the difference of clocks that a person should hear of.
 const skewWarn = 5 * time.Second
@@ -510,10 +515,10 @@ func (w *watcher) askOthers(ctx context.Context) time.Duration {
 	w.change(func(s *Standing) {
 		s.Seen = seen
 		if len(clocks) > 0 {
-			s.Clock = clocks[len(clocks)/2]
+			s.Clock, s.Clocks = clocks[len(clocks)/2], len(clocks)
 		}
 	})
-	if len(clocks) >= 3 && clocks[len(clocks)/2].Abs() > skewWarn {
+	if len(clocks) >= ClocksTell && clocks[len(clocks)/2].Abs() > skewWarn {
 		w.d.log.Warn("this machine's clock differs from others'", "by", clocks[len(clocks)/2])
 	}
 	if w.blind == 2 {

@@ -232,7 +232,7 @@ func TestOthersAreAskedHowTheySeeUsAndABlindNetworkIsToldAgain(t *testing.T) {
 	peers[1].watch(t, func(c *WatchConfig) { c.Seen = 50 * time.Millisecond; c.Unseen = func() { again.Add(1) } })
 	eventually(t, "three of three find it", func() bool {
 		s := peers[1].dir.Standing()
-		return s.Seen.Asked == 3 && s.Seen.Found == 3 && s.Seen.Dialable == 3 && s.Problem() == nil
+		return s.Seen.Asked == 3 && s.Seen.Found == 3 && s.Seen.Dialable == 3 && s.Clocks == 3 && s.Problem() == nil
 	})
 	if again.Load() != 0 {
 		t.Error("a record that is seen is published again")

@@ -11,6 +11,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"github.com/gridbeam/gridbeam/dht"
 	"github.com/gridbeam/gridbeam/node/gpu"
 	"github.com/gridbeam/gridbeam/p2p"
 )
@@ -42,7 +43,7 @@ const (
 	littleDisk   = 5 << 30 // what a job gets that does not say what it needs
 	littleMemory = 2 << 30
 	clockWarns   = 5 * time.Second  // discovery.md 2
-	clockFails   = 60 * time.Second // discovery.md 2: others refuse its records
+	clockFails   = 60 * time.Second // discovery.md 2
 )
 
 // findings collects.
@@ -161,16 +162,7 @@ func (f *findings) directory(s *Status) {
 	default:
 		f.add(OK, "directory", "", "%d servers are known; nobody has been asked yet how they see this node", s.Directory)
 	}
-	switch ahead := time.Duration(st.ClockMs) * time.Millisecond; {
-	case st.ClockOff:
-		f.add(Failure, "clock", "timedatectl set-ntp true", "this machine's clock differs by more than a minute from others': the node advertises nothing until it is set")
-	case ahead.Abs() > clockFails:
-		f.add(Failure, "clock", "timedatectl set-ntp true", "others' clocks are %s ahead of this machine's (behind if below 0): they refuse what it signs", ahead.Round(time.Second))
-	case ahead.Abs() > clockWarns:
-		f.add(Warning, "clock", "timedatectl set-ntp true", "others' clocks are %s ahead of this machine's (behind if below 0)", ahead.Round(time.Second))
-	case st.Asked > 0:
-		f.add(OK, "clock", "", "within 5 s of others'")
-	}
+	f.clock(st)
 	const forward = "forward a port of the router to this machine and name it with --announce"
 	switch s.Reachability {
 	case p2p.ReachableDirectly:
@@ -182,6 +174,42 @@ func (f *findings) directory(s *Status) {
 	case p2p.Unreachable:
 		f.add(Warning, "reach", forward, "it is behind a NAT and has no relay: only those that it dials itself reach it")
 	}
+}
+
+// clock judges this machine's clock by others'; one or two of them may be wrong themselves.
+func (f *findings) clock(st *StandingStatus) {
+	const fix = "timedatectl set-ntp true"
+	ahead := time.Duration(st.ClockMs) * time.Millisecond
+	what := fmt.Sprintf("others' clocks are %s ahead of this machine's (behind if below 0)", ahead.Round(time.Second))
+	switch {
+	case st.ClockOff:
+		f.add(Failure, "clock", fix, "this machine's clock differs by more than a minute from others': the node advertises nothing until it is set")
+	case ahead.Abs() > clockFails && st.Clocks >= dht.ClocksTell:
+		f.add(Failure, "clock", fix, "%s: %s", what, refusedFor(ahead))
+	case ahead.Abs() > clockWarns && st.Clocks < dht.ClocksTell:
+		f.add(Warning, "clock", fix+", if it is this clock that is wrong", "%s, as %d of them tell", what, st.Clocks)
+	case ahead.Abs() > clockWarns:
+		f.add(Warning, "clock", fix, "%s", what)
+	case st.Clocks > 0:
+		f.add(OK, "clock", "", "within 5 s of others'")
+	}
+}
+
+// How far a clock may be off for others (dht: what they verify).
+const (
+	signsAhead = 2 * time.Minute // of theirs
+	beatBehind = 5 * time.Minute
+)
+
+// refusedFor says what others do when their clocks are so far ahead of ours.
+func refusedFor(ahead time.Duration) string {
+	switch {
+	case ahead < -signsAhead:
+		return "they refuse what it signs"
+	case ahead > beatBehind:
+		return "they refuse its heartbeats"
+	}
+	return "they take what it signs as yet, up to 2 min before its time, and heartbeats up to 5 min after"
 }
 
 func (f *findings) bridges(s *Status) {

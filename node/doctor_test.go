@@ -16,7 +16,7 @@ func well() Status {
 	return Status{
 		Started: time.Now(), State: StateReady, Executors: []string{"wasm:strong", "python3.11:shared"}, Directory: 3, Reachability: p2p.ReachableDirectly,
 		Networks: []NetworkStatus{{Name: "private"}}, Inventory: Inventory{Memory: 64 << 30, Disk: 1 << 40, DiskFree: 1 << 39, GPUs: testedGPUs()},
-		Selling: Selling{Sellable: 2, Units: 2}, Standing: StandingStatus{Asked: 3, Found: 3, Dialable: 3},
+		Selling: Selling{Sellable: 2, Units: 2}, Standing: StandingStatus{Asked: 3, Found: 3, Dialable: 3, Clocks: 3},
 		Bridges: []BridgeStatus{{Peer: protocol.PeerID("b"), Connected: true}},
 	}
 }
@@ -61,7 +61,12 @@ func TestEachFaultOfANodeIsFoundWithItsFix(t *testing.T) {
 		{"not seen", func(s *Status) { s.Standing.Found = 1 }, "directory", Warning, "1 of 3"},
 		{"clock off", func(s *Status) { s.Standing.ClockMs = -6_000 }, "clock", Warning, "-6s"},
 		{"clock off for two rounds", func(s *Status) { s.Standing.ClockOff = true }, "clock", Failure, "advertises nothing"},
-		{"clock far off", func(s *Status) { s.Standing.ClockMs = 61_000 }, "clock", Failure, "1m1s"},
+		{"clock behind", func(s *Status) { s.Standing.ClockMs = 61_000 }, "clock", Failure, " 1m1s ahead of this machine's (behind if below 0): they take what it signs as yet"},
+		{"clock ahead", func(s *Status) { s.Standing.ClockMs = -61_000 }, "clock", Failure, "-1m1s ahead of this machine's (behind if below 0): they take what it signs as yet"},
+		{"clock far ahead", func(s *Status) { s.Standing.ClockMs = -121_000 }, "clock", Failure, "they refuse what it signs"},
+		{"clock behind by less than others mind", func(s *Status) { s.Standing.ClockMs = 299_000 }, "clock", Failure, "as yet"},
+		{"clock far behind", func(s *Status) { s.Standing.ClockMs = 301_000 }, "clock", Failure, "they refuse its heartbeats"},
+		{"clock off for one peer", func(s *Status) { s.Standing.ClockMs, s.Standing.Clocks = -3_600_000, 1 }, "clock", Warning, "as 1 of them tell"},
 		{"relay", func(s *Status) { s.Reachability = p2p.ReachableByRelay }, "reach", Warning, "relay alone"},
 		{"no relay", func(s *Status) { s.Reachability = p2p.Unreachable }, "reach", Warning, "no relay"},
 		{"no bridge", func(s *Status) { s.Bridges = nil }, "bridge", Warning, "no bridge"},

@@ -140,6 +140,8 @@ type StandingStatus struct {
 	ClockMs int64 `json:"clock_ahead_ms"`
 	// ClockOff says that the node advertises nothing until its clock is within a minute of others'.
 	ClockOff bool `json:"clock_off,omitempty"`
+	// Clocks is how many they are.
+	Clocks int `json:"clocks"`
 }
 
 // NetworkStatus is a joined network.
@@ -241,7 +243,7 @@ type Inventory struct {
 func standingOf(s dht.Standing) StandingStatus {
 	out := StandingStatus{
 		Isolated: s.Isolated, Split: s.Split, Checked: s.Seen.At, Asked: s.Seen.Asked, Found: s.Seen.Found, Heard: s.Seen.Heard,
-		Dialable: s.Seen.Dialable, ClockMs: s.Clock.Milliseconds(),
+		Dialable: s.Seen.Dialable, ClockMs: s.Clock.Milliseconds(), Clocks: s.Clocks,
 	}
 	if problem := s.Problem(); problem != nil {
 		out.Problem = problem.Error()

@@ -58,6 +58,8 @@ func TestWrongUseIsAnsweredWithOneSentenceAndCode2(t *testing.T) {
 		{[]string{"demo", "--churn"}, "say --keep too"},
 		{[]string{"demo", "--keep", "--nodes", "501"}, "want 1..500"},
 		{[]string{"demo", "--keep", "--churn", "--kill-node"}, "--kill-node kills during a job"},
+		{[]string{"nodes", "--timeout", "-1s"}, "--timeout is -1s, want above 0"},
+		{[]string{"nodes", "show", "12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5", "--timeout", "0s"}, "--timeout is 0s, want above 0"},
 		{[]string{"network", "crawl"}, "say --out DIR"},
 		{[]string{"network", "crawl", "--out", "x"}, "say --join ADDRESS"},
 		{[]string{"network", "crawl", "--out", "x", "--coverage", "99"}, "at most 1, such as 0.99"},

@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gridbeam/gridbeam/dht"
 	"github.com/gridbeam/gridbeam/node"
 	"github.com/gridbeam/gridbeam/node/executor/wasm"
 	"github.com/gridbeam/gridbeam/p2p"
@@ -398,7 +399,7 @@ func writeStanding(p func(string, ...any), s *node.StandingStatus) {
 	if s.Asked > 0 {
 		p("seen       its record by %d of %d, heartbeats by %d, dialable by %d, %s ago", s.Found, s.Asked, s.Heard, s.Dialable, time.Since(s.Checked).Round(time.Second))
 	}
-	if ahead := time.Duration(s.ClockMs) * time.Millisecond; ahead.Abs() > 5*time.Second {
+	if ahead := time.Duration(s.ClockMs) * time.Millisecond; ahead.Abs() > 5*time.Second && s.Clocks >= dht.ClocksTell {
 		p("clock      %s behind others' (ahead if below 0): set this machine's clock", ahead.Round(time.Second))
 	}
 	if s.ClockOff {

@@ -212,6 +212,9 @@ func (f *nodesFlags) run(c *cobra.Command) error {
 
 // ask joins the directory as the flags say.
 func (f *nodesFlags) ask(c *cobra.Command, use func(context.Context, *dht.Directory) error) error {
+	if f.wait <= 0 {
+		return usagef("--timeout is %s, want above 0", f.wait)
+	}
 	seeds, network, err := seedsAndNetwork(c, f.joins)
 	if err != nil {
 		return err
