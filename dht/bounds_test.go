@@ -76,6 +76,7 @@ type farConn struct {
 
 func (c *farConn) RemotePeer() peer.ID                  { return c.peer }
 func (c *farConn) RemoteMultiaddr() multiaddr.Multiaddr { return c.addr }
+func (c *farConn) Stat() network.ConnStats              { return network.ConnStats{} }
 
 type farStream struct {
 	network.Stream
