@@ -16,7 +16,7 @@ const (
 	crowdedBack     = 18_000      // and below which they come as often again
 	crowdedBeat     = time.Minute
 	conditionsFirst = time.Minute      // after the start, when others are connected
-	conditionsEvery = 15 * time.Minute // a hello to a few peers
+	conditionsEvery = 30 * time.Minute // three hellos
 	conditionsSoon  = time.Minute      // while the clock is off, or seems to be
 )
 
@@ -61,9 +61,9 @@ func (c conditions) wait() time.Duration {
 // watchConditions asks others now and then until ctx ends, and tells the loop what has changed.
 func (a *Announcer) watchConditions(ctx context.Context) {
 	for wait := conditionsFirst; pauseFor(ctx, a.vary(wait)) == nil; {
-		clocks, populations := a.d.askConditions(ctx)
+		before := a.present()
+		clocks, populations := a.d.askConditions(ctx, before.doubtful)
 		a.mu.Lock()
-		before := a.conditions
 		a.conditions = before.judged(clocks, populations)
 		now := a.conditions
 		a.mu.Unlock()
@@ -82,8 +82,9 @@ func (a *Announcer) watchConditions(ctx context.Context) {
 	}
 }
 
-// askConditions asks three index peers of different networks, and three random servers of the directory.
-func (d *Directory) askConditions(ctx context.Context) (clocks []time.Duration, populations []int) {
+// askConditions asks three index peers of different networks. When there are fewer, or others are wanted, three random servers of
+// the directory are asked too.
+func (d *Directory) askConditions(ctx context.Context, others bool) (clocks []time.Duration, populations []int) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
 	defer cancel()
 	groups, asked := map[string]bool{}, map[peer.ID]bool{d.host.ID(): true}
@@ -103,6 +104,9 @@ func (d *Directory) askConditions(ctx context.Context) (clocks []time.Duration, 
 		}
 	}
 	ask(d.otherReplicas(ctx), func(h Hello) { populations = append(populations, h.Population) })
+	if len(clocks) >= clockAnswers && !others {
+		return clocks, populations
+	}
 	servers := d.kad.RoutingTable().ListPeers()
 	d.mu.Lock()
 	d.rnd.Shuffle(len(servers), func(i, j int) { servers[i], servers[j] = servers[j], servers[i] })
