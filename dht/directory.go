@@ -74,6 +74,8 @@ type Directory struct {
 	probes    *askRates     // of what costs us dialling
 	watches   *askRates     // of round trips that have to be measured first
 	observed  *dials        // of peers that others want measured
+	renewals  *rates        // of the network file, when others take us for a landmark
+	renewed   chan struct{} // has one when such a renewal brought other landmarks
 	sampled   samples
 	indexes   indexes
 	around    surroundings
@@ -118,6 +120,8 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		probes:   newAskRates(0.1, 3),
 		watches:  newAskRates(0.5, 8),
 		observed: newDials(),
+		renewals: newRates(0.1, 2),
+		renewed:  make(chan struct{}, 1),
 		started:  clock(),
 		order:    orderOf(h.ID()),
 		ready:    make(chan struct{}),
