@@ -138,6 +138,39 @@ func TestOnlyLandmarksOfKnownPlaceTellRoundTrips(t *testing.T) {
 	}
 }
 
+func TestWhoIsAskedLooksWhetherItHasBecomeALandmark(t *testing.T) {
+	root, named, asking := startPeer(t, 0, nil), startPeer(t, 1, nil), startPeer(t, 2, nil)
+	connect(t, named.host, root.host)
+	connect(t, asking.host, named.host)
+	old := namedLandmarks(t, "", root.id)
+	named.dir.SetNetwork(old)
+	ask := func() error {
+		_, err := asking.dir.askRoundTrips(within(t, 10*time.Second), named.id, []peer.ID{root.id})
+		return err
+	}
+	root.dir.SetNetwork(old)
+	if err := ask(); !errors.Is(err, ErrQuery) {
+		t.Fatalf("before it is named: %v", err)
+	}
+	list := []protocol.Landmark{{Peer: root.id}, {Peer: named.id, Place: placed(t, "FR")}}
+	if err := errors.Join(old.SetLandmarks(list), old.SignLandmarks(identityOf(t, 77).key)); err != nil {
+		t.Fatal(err)
+	}
+	newer, err := protocol.ParseNetworkFile(old.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !root.dir.SetNetwork(newer) {
+		t.Fatal("the newer file is not newer")
+	}
+	if err := ask(); err != nil {
+		t.Errorf("after it is named: %v", err)
+	}
+	if len(named.dir.renewed) != 1 {
+		t.Error("the new landmarks are not measured")
+	}
+}
+
 func TestStrangersCannotHaveUsDialOurOwnNetwork(t *testing.T) {
 	for _, local := range []bool{false, true} {
 		observer := startPeer(t, 0, func(c *Config) { c.Shards, c.Index, c.Loopback = AllShards(), true, local })

@@ -76,6 +76,8 @@ type Directory struct {
 	observed  *dials        // of peers that others want measured
 	reports   *rates        // of what strangers can have us write to the log
 	unknown   *rates        // of heartbeats that are forwarded though nobody knows yet whose they are
+	renewals  *rates        // of the network file, when others take us for a landmark
+	renewed   chan struct{} // has one when such a renewal brought other landmarks
 	sampled   samples
 	indexes   indexes
 	around    surroundings
@@ -122,6 +124,8 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		observed: newDials(),
 		reports:  newRates(0.1, 10),
 		unknown:  newRates(unknownRate, 4*unknownRate),
+		renewals: newRates(0.1, 2),
+		renewed:  make(chan struct{}, 1),
 		started:  clock(),
 		order:    orderOf(h.ID()),
 		ready:    make(chan struct{}),

@@ -244,6 +244,8 @@ func (d *Directory) Locate(ctx context.Context, cfg LocateConfig) error {
 		select {
 		case <-ctx.Done():
 		case <-t.C:
+		case <-d.renewed:
+			again = cfg.Again
 		}
 		t.Stop()
 	}

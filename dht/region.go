@@ -209,17 +209,30 @@ func readRoundTrips(reply *pb.RoundTripsReply, ids []peer.ID) (map[peer.ID]time.
 	return out, nil
 }
 
-// observes says whether the network file names this peer as an observer of places: a landmark of known place.
-func (d *Directory) observes() bool {
-	list, _ := d.landmarks()
-	return slices.ContainsFunc(list, func(l protocol.Landmark) bool { return l.Peer == d.host.ID() && !l.Place.IsZero() })
+// observes says whether the network file names this peer as an observer of places: a landmark of known place. Who is asked
+// and not named may have been named lately: then a newer file is asked for, now and then.
+func (d *Directory) observes(ctx context.Context) bool {
+	named := func() bool {
+		list, _ := d.landmarks()
+		return slices.ContainsFunc(list, func(l protocol.Landmark) bool { return l.Peer == d.host.ID() && !l.Place.IsZero() })
+	}
+	if named() {
+		return true
+	}
+	if d.renewals.take("", d.now()) == 0 && d.RenewNetwork(ctx) {
+		select {
+		case d.renewed <- struct{}{}:
+		default: // Locate has been told already
+		}
+	}
+	return named()
 }
 
 // replyRoundTrips answers askRoundTrips, if this peer is an observer: nobody else is asked. What has to be measured first
 // is measured for an asker now and then.
 func (d *Directory) replyRoundTrips(ctx context.Context, who asker, req *pb.RoundTripsRequest, yield func(*pb.QueryReply) bool) {
 	switch {
-	case !d.observes():
+	case !d.observes(ctx):
 		yield(errorReply(pb.QueryErrorCode_QUERY_ERROR_CODE_NO_INDEX, "this peer is no landmark of known place", 0, 0))
 		return
 	case len(req.GetPeerIds()) > maxQueryGet:
