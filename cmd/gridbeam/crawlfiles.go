@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,8 +18,8 @@ import (
 )
 
 // openCrawl reads a crawl directory; a wrong one is bad input.
-func openCrawl(dir string) (*archive.Archive, error) {
-	a, err := archive.Open(dir)
+func openCrawl(ctx context.Context, dir string) (*archive.Archive, error) {
+	a, err := archive.Open(ctx, dir)
 	if errors.Is(err, archive.ErrNoCrawl) {
 		return nil, usagef("%s holds no crawl; gridbeam network crawl --out DIR makes one", dir)
 	}
@@ -36,6 +37,7 @@ func statsCommand() *cobra.Command {
 
 NODES are those of the PEERS that offer work; ALIVE gave a sign of life. A peer with several kinds of GPUs counts
 as a peer in each line that one of them falls into. DIR is the present directory unless said.
+What the files say is counted as it stands: gridbeam network verify tells whether it is what was signed.
 Exit code 3 when there is nothing to count.`,
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) > 1 {
@@ -44,7 +46,7 @@ Exit code 3 when there is nothing to count.`,
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			a, err := openCrawl(append(args, ".")[0])
+			a, err := openCrawl(c.Context(), append(args, ".")[0])
 			if err != nil {
 				return err
 			}
@@ -91,7 +93,7 @@ func exportCommand() *cobra.Command {
 		Short: "Write a crawl as one table, or as a page of plots",
 		Long: `Writes one row for each group of identical GPUs of each node (one row for a node without), sorted by peer; the columns are described in
 docs/research.md. Absent is empty, and what nodes claim of themselves is named claimed_. The same crawl gives the same bytes. The format
-html is one self-contained page of plots.
+html is one self-contained page of plots. Only the manifest's signature is checked: gridbeam network verify checks the rows.
 
 Exit code 3 when the crawl has no record.`,
 		Args: exactArgs("DIR"),
@@ -99,7 +101,7 @@ Exit code 3 when the crawl has no record.`,
 			if !slices.Contains([]string{archive.FormatCSV, archive.FormatParquet, archive.FormatNDJSON, archive.FormatHTML}, format) {
 				return usagef("--format is %q, want csv, parquet, ndjson or html", format)
 			}
-			a, err := openCrawl(args[0])
+			a, err := openCrawl(c.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -144,7 +146,7 @@ directory, or one _records.ndjson. The first row that does not hold is named, wi
 			if _, err := os.Stat(args[0]); err != nil {
 				return usagef("%s", err)
 			}
-			v, err := archive.Verify(args[0])
+			v, err := archive.Verify(c.Context(), args[0])
 			if err != nil {
 				return fmt.Errorf("%s does not hold: %w", args[0], err)
 			}

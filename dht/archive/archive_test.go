@@ -139,7 +139,7 @@ func written(t testing.TB, anonymise bool) (dir string, peers []who, m Manifest)
 
 func export(t testing.TB, dir, format string, all bool) []byte {
 	t.Helper()
-	a, err := Open(dir)
+	a, err := Open(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,11 +152,11 @@ func export(t testing.TB, dir, format string, all bool) []byte {
 
 func TestACrawlIsWrittenVerifiedAndExportedTheSameEachTime(t *testing.T) {
 	dir, peers, m := written(t, false)
-	v, err := Verify(dir)
+	v, err := Verify(t.Context(), dir)
 	if err != nil || v.Records != 4 || v.Heartbeats != 1 || v.Files != 6 || v.Signer != identity(t, 98).id.String() {
 		t.Fatalf("%+v, %v", v, err)
 	}
-	if one, err := Verify(filepath.Join(dir, RecordsFile)); err != nil || one.Records != 4 || one.Files != 0 {
+	if one, err := Verify(t.Context(), filepath.Join(dir, RecordsFile)); err != nil || one.Records != 4 || one.Files != 0 {
 		t.Errorf("records alone: %+v, %v", one, err)
 	}
 	if m.Coverage.Share == nil || *m.Coverage.Share != 1 || m.Coverage.FirstPass != 2 || m.Coverage.BothPasses != 2 {
@@ -297,7 +297,7 @@ func TestVerifyNamesTheFirstRowThatWasTouched(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, c.file), []byte(strings.Join(l, "\n")+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Verify(dir); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := Verify(t.Context(), dir); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.what, err, c.want)
 		}
 	}
@@ -305,7 +305,7 @@ func TestVerifyNamesTheFirstRowThatWasTouched(t *testing.T) {
 
 func TestAnAnonymisedCrawlNamesNobody(t *testing.T) {
 	dir, peers, m := written(t, true)
-	v, err := Verify(dir)
+	v, err := Verify(t.Context(), dir)
 	if err != nil || !v.Anonymised || v.Records != 4 || !strings.Contains(m.Verifiable, "not re-verifiable") {
 		t.Fatalf("%+v, %v", v, err)
 	}
@@ -365,14 +365,14 @@ func TestWhoWantsNoResearchIsInNoFile(t *testing.T) {
 			t.Errorf("%s names it, %v", name, err)
 		}
 	}
-	if _, err := Verify(dir); err != nil {
+	if _, err := Verify(t.Context(), dir); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestStatsCountNodesOnceAndGPUsByGroup(t *testing.T) {
 	dir, _, _ := written(t, false)
-	a, err := Open(dir)
+	a, err := Open(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -525,8 +525,8 @@ func FuzzVerifyRecords(f *testing.F) {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		v, err := Verify(path)
-		again, err2 := Verify(path)
+		v, err := Verify(t.Context(), path)
+		again, err2 := Verify(t.Context(), path)
 		if v != again || (err == nil) != (err2 == nil) {
 			t.Fatalf("%+v %v, then %+v %v", v, err, again, err2)
 		}

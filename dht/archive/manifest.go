@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -9,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -145,8 +145,8 @@ func signManifest(m *Manifest, key crypto.PrivKey) ([]byte, error) {
 }
 
 // readManifest reads and verifies ManifestFile; it returns ErrManifest.
-func readManifest(dir string) (m Manifest, signer peer.ID, err error) {
-	b, err := os.ReadFile(filepath.Join(dir, ManifestFile))
+func readManifest(ctx context.Context, dir string) (m Manifest, signer peer.ID, err error) {
+	b, err := readFile(ctx, filepath.Join(dir, ManifestFile))
 	if err != nil {
 		return m, "", fmt.Errorf("%w: %w", ErrManifest, err)
 	}

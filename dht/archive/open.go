@@ -3,6 +3,7 @@ package archive
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,35 +31,35 @@ type Archive struct {
 }
 
 // Open reads a crawl directory without verifying more than the manifest's signature. It returns ErrNoCrawl,
-// ErrManifest and *BadRow.
-func Open(dir string) (*Archive, error) {
+// ErrManifest, *BadRow and ctx's error.
+func Open(ctx context.Context, dir string) (*Archive, error) {
 	if _, err := os.Stat(filepath.Join(dir, ManifestFile)); err != nil {
 		return nil, fmt.Errorf("%w: %w; gridbeam network crawl --out %s makes one", ErrNoCrawl, err, dir)
 	}
 	a := &Archive{}
 	var err error
-	if a.Manifest, _, err = readManifest(dir); err != nil {
+	if a.Manifest, _, err = readManifest(ctx, dir); err != nil {
 		return nil, err
 	}
-	b, err := os.ReadFile(filepath.Join(dir, CrawlFile))
+	b, err := readFile(ctx, filepath.Join(dir, CrawlFile))
 	if err == nil {
 		err = json.Unmarshal(b, &a.Crawl)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", CrawlFile, err)
 	}
-	if a.Visits, err = readLines[VisitRow](dir, VisitsFile); err != nil {
+	if a.Visits, err = readLines[VisitRow](ctx, dir, VisitsFile); err != nil {
 		return nil, err
 	}
-	if a.Records, err = readLines[RecordRow](dir, RecordsFile); err != nil {
+	if a.Records, err = readLines[RecordRow](ctx, dir, RecordsFile); err != nil {
 		return nil, err
 	}
-	a.Presence, err = readLines[PresenceRow](dir, PresenceFile)
+	a.Presence, err = readLines[PresenceRow](ctx, dir, PresenceFile)
 	return a, err
 }
 
-func readLines[T any](dir, name string) ([]T, error) {
-	f, err := os.Open(filepath.Join(dir, name))
+func readLines[T any](ctx context.Context, dir, name string) ([]T, error) {
+	f, err := openFile(ctx, filepath.Join(dir, name))
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", name, err)
 	}

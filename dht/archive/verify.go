@@ -2,6 +2,7 @@ package archive
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -38,27 +39,27 @@ type Verified struct {
 // Verify checks a crawl directory, or one file of records, without the network: each record and heartbeat is
 // signed by the node that its row names and was valid when it was seen, each column says what the envelope
 // says, rows are in order, every file is the one that the manifest names, and the crawler has signed the
-// manifest. It returns a *BadRow for the first thing that does not hold, or ErrManifest.
-func Verify(path string) (Verified, error) {
+// manifest. It returns a *BadRow for the first thing that does not hold, ErrManifest, or ctx's error.
+func Verify(ctx context.Context, path string) (Verified, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return Verified{}, fmt.Errorf("verifying: %w", err)
 	}
 	if !info.IsDir() {
-		v, err := verifyRecords(path, filepath.Base(path), false)
+		v, err := verifyRecords(ctx, path, filepath.Base(path), false)
 		if err == nil && v.Records == 0 {
 			err = fmt.Errorf("%w: it has no row, so there is nothing that anybody signed", ErrTampered)
 		}
 		return v, err
 	}
-	m, signer, err := readManifest(path)
+	m, signer, err := readManifest(ctx, path)
 	if err != nil {
 		return Verified{}, err
 	}
 	if _, ok := m.Files[RecordsFile]; !ok {
 		return Verified{}, fmt.Errorf("%w: it names no %s", ErrManifest, RecordsFile)
 	}
-	v, err := verifyRecords(filepath.Join(path, RecordsFile), RecordsFile, m.Anonymised)
+	v, err := verifyRecords(ctx, filepath.Join(path, RecordsFile), RecordsFile, m.Anonymised)
 	v.Signer, v.Anonymised = signer.String(), m.Anonymised
 	if err != nil {
 		return v, err
@@ -69,7 +70,7 @@ func Verify(path string) (Verified, error) {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		if err := verifyFile(path, name, m.Files[name]); err != nil {
+		if err := verifyFile(ctx, path, name, m.Files[name]); err != nil {
 			return v, err
 		}
 		v.Files++
@@ -77,11 +78,11 @@ func Verify(path string) (Verified, error) {
 	return v, nil
 }
 
-func verifyFile(dir, name string, want ManifestFileEntry) error {
+func verifyFile(ctx context.Context, dir, name string, want ManifestFileEntry) error {
 	if name != filepath.Base(name) || name == "." || name == ".." {
 		return &BadRow{File: name, Err: fmt.Errorf("%w: a name outside of the directory", ErrTampered)}
 	}
-	f, err := os.Open(filepath.Join(dir, name))
+	f, err := openFile(ctx, filepath.Join(dir, name))
 	if err != nil {
 		return &BadRow{File: name, Err: fmt.Errorf("%w: %w", ErrTampered, err)}
 	}
@@ -96,9 +97,9 @@ func verifyFile(dir, name string, want ManifestFileEntry) error {
 	return nil
 }
 
-func verifyRecords(path, name string, anonymised bool) (Verified, error) {
+func verifyRecords(ctx context.Context, path, name string, anonymised bool) (Verified, error) {
 	var v Verified
-	f, err := os.Open(path)
+	f, err := openFile(ctx, path)
 	if err != nil {
 		return v, fmt.Errorf("verifying: %w", err)
 	}
