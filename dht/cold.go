@@ -44,10 +44,23 @@ func (d *Directory) searching(ctx context.Context) (context.Context, context.Can
 	return ctx, cancel, nil
 }
 
-// searchCold puts what a sample of nodes says of themselves into found.
+const (
+	// coldQuiet ends a cold search when all have been asked and for so long nobody has answered: a dial of a node that
+	// has died fails after 5 s.
+	coldQuiet = 2 * time.Second
+	// coldHedge is how long a node has for its answer until its record is looked up beside: it may say goodbye.
+	coldHedge = time.Second
+)
+
+// searchCold puts what a sample of nodes says of themselves into found; failed is how many did not answer.
 func (d *Directory) searchCold(ctx context.Context, query Query, found *replica) (asked, failed int) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	ids := d.sample(ctx, query)
-	var failures atomic.Int64
+	var answers atomic.Int64
+	var all atomic.Bool // have been asked
+	quiet := time.AfterFunc(time.Hour, stop)
+	defer quiet.Stop()
 	slots := make(chan struct{}, d.cfg.ColdParallel)
 	var wg sync.WaitGroup
 	for _, id := range ids {
@@ -56,15 +69,24 @@ func (d *Directory) searchCold(ctx context.Context, query Query, found *replica)
 			defer func() { <-slots }()
 			a, err := d.reach(ctx, id)
 			if err != nil {
-				failures.Add(1)
 				d.log.Debug("node not reached", "peer", id, "err", err)
 				return
 			}
 			found.learn(a, d.now())
+			if a.beat != nil {
+				answers.Add(1)
+				if all.Load() {
+					quiet.Reset(coldQuiet)
+				}
+			}
 		})
 	}
+	all.Store(true)
+	if answers.Load() > 0 {
+		quiet.Reset(coldQuiet)
+	}
 	wg.Wait()
-	return len(ids), int(failures.Load())
+	return len(ids), len(ids) - int(answers.Load())
 }
 
 // sample finds peers to ask: those that announced what the filter is about, else all. We leave ourselves out.
@@ -189,24 +211,47 @@ func rungHints(gb float64) []string {
 	return attrs
 }
 
-// reach asks a node for its own record and heartbeat, which proves that it lives, else the DHT for the record, and
-// then the node where that says it is: behind a NAT it may have got a relay since it announced itself.
+// reach asks a node for its own record and heartbeat, which proves that it lives. When that takes a while, or fails, the
+// DHT is asked for the record, and then the node where that says it is: behind a NAT it may have got a relay since it
+// announced itself.
 func (d *Directory) reach(ctx context.Context, id peer.ID) (answered, error) {
 	known := len(d.host.Peerstore().Addrs(id))
-	if known > 0 || d.host.Network().Connectedness(id) == network.Connected {
-		if found, ok := d.askItself(ctx, id); ok {
+	asking, stop := context.WithCancel(ctx)
+	itself := make(chan answered, 1) // closed without one when it does not answer
+	go func() {
+		defer close(itself)
+		if known > 0 || d.host.Network().Connectedness(id) == network.Connected {
+			if found, ok := d.askItself(asking, id); ok {
+				itself <- found
+			}
+		}
+	}()
+	defer func() {
+		stop()
+		for range itself { // it has ended
+		}
+	}()
+	hedge := time.NewTimer(coldHedge)
+	defer hedge.Stop()
+	select {
+	case found, ok := <-itself:
+		if ok {
 			return found, nil
 		}
+	case <-hedge.C:
 	}
 	if err := ctx.Err(); err != nil {
 		return answered{}, fmt.Errorf("asking %s: %w", id, err)
 	}
 	rec, err := d.fromDHT(ctx, id, 1)
+	if err == nil && rec.cap.GetTombstone() {
+		return answered{}, fmt.Errorf("record of %s: %w: it has left", id, ErrNotFound)
+	}
+	if found, ok := <-itself; ok {
+		return found, nil
+	}
 	if err != nil {
 		return answered{}, fmt.Errorf("record of %s: %w", id, err)
-	}
-	if rec.cap.GetTombstone() {
-		return answered{}, fmt.Errorf("record of %s: %w: it has left", id, ErrNotFound)
 	}
 	d.placed(id, rec.cap)
 	if len(d.host.Peerstore().Addrs(id)) > known {
