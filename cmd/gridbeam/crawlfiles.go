@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -133,6 +134,16 @@ func exportTo(w io.Writer, a *archive.Archive, format string, older bool) error 
 	return errors.Join(a.Export(b, format, older), b.Flush())
 }
 
+// holdsCrawl says whether a directory has a file of a crawl. One of which some are missing is a crawl that does not hold.
+func holdsCrawl(dir string) bool {
+	for _, name := range []string{archive.ManifestFile, archive.RecordsFile} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
 func verifyCommand() *cobra.Command {
 	var out output
 	c := &cobra.Command{
@@ -140,11 +151,15 @@ func verifyCommand() *cobra.Command {
 		Short: "Check a crawl, or a file of its records, offline",
 		Long: `Checks that each record and heartbeat was signed by the node that its row names and was valid when it was seen, that every column says
 what the node signed, that rows are in order, that no file has changed, and that the crawler has signed the manifest. PATH is a crawl
-directory, or one _records.ndjson. The first row that does not hold is named, with exit code 1.`,
+directory, one _records.ndjson, or what gridbeam nodes show --raw prints. The first row that does not hold is named, with exit code 1.`,
 		Args: exactArgs("PATH"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if _, err := os.Stat(args[0]); err != nil {
+			st, err := os.Stat(args[0])
+			if err != nil {
 				return usagef("%s", err)
+			}
+			if st.IsDir() && !holdsCrawl(args[0]) {
+				return usagef("%s holds no crawl; gridbeam network crawl --out DIR makes one (what network watch writes is not signed)", args[0])
 			}
 			v, err := archive.Verify(c.Context(), args[0])
 			if err != nil {

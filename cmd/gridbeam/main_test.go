@@ -72,6 +72,12 @@ func TestWrongUseIsAnsweredWithOneSentenceAndCode2(t *testing.T) {
 		{[]string{"network", "export", dir, "--format", "xml"}, "want csv, parquet, ndjson or html"},
 		{[]string{"network", "export"}, "wants DIR"},
 		{[]string{"network", "verify", dir + "/none"}, "no such file"},
+		{[]string{"network", "verify", dir}, "holds no crawl"},
+		{[]string{"nodes", "--gpu", ""}, "--gpu is empty"},
+		{[]string{"nodes", "--region", "eu,"}, "--region is empty"},
+		{[]string{"nodes", "show", "foo"}, "want a whole ID"},
+		{[]string{"node", "run", "--data", dir + "/n", "--metrics", "foo"}, "--metrics is \"foo\", want a loopback address"},
+		{[]string{"node", "run", "--data", dir + "/n", "--slots", "-2"}, "--slots is -2"},
 	} {
 		code, stdout, stderr := gridbeam(t, append(c.args, "--config-dir", dir)...)
 		if code != exitUsage || !strings.Contains(stderr, c.want) || stdout != "" || strings.Count(strings.TrimSpace(stderr), "\n") > 1 {

@@ -235,7 +235,8 @@ func runNode(c *cobra.Command, f *nodeFlags) error {
 	}
 	n, err := node.New(cfg, backends, log)
 	if err != nil {
-		return errors.Join(err, shut())
+		_ = shut() // nothing has run
+		return explainStart(err)
 	}
 	ctx, cancel := context.WithCancel(c.Context())
 	defer cancel()
@@ -273,12 +274,17 @@ func nodeBackends(dir string, cfg *node.Config, log *slog.Logger) (all []node.Ba
 	return append([]node.Backend{{Executor: backend, InProcess: true}}, functions...), shut, nil
 }
 
+// asFlags names the fields of a node's configuration as its user has set them.
+var asFlags = strings.NewReplacer("node: bad configuration: ", "", "Metrics ", "--metrics ", "Slots ", "--slots ", "Policy.MinIsolation ", "--min-isolation ", "Measure ", "--measure ", "Drain ", "--drain ")
+
 // explainStart gives the errors of a start their exit code.
 func explainStart(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, node.ErrConfig), errors.Is(err, p2p.ErrKeyMode), errors.Is(err, p2p.ErrKeyType), errors.Is(err, p2p.ErrKeyFormat):
+	case errors.Is(err, node.ErrConfig):
+		return usagef("%s", asFlags.Replace(err.Error()))
+	case errors.Is(err, p2p.ErrKeyMode), errors.Is(err, p2p.ErrKeyType), errors.Is(err, p2p.ErrKeyFormat):
 		return withCode(exitUsage, err)
 	}
 	return err

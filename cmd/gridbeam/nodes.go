@@ -50,6 +50,8 @@ type nodeRow struct {
 	RTT      *float64 `json:"rtt_ms,omitempty"`
 	Operator string   `json:"operator,omitempty"`
 	Addrs    []string `json:"addresses"`
+
+	heard bool // there is a heartbeat
 }
 
 type gpuRow struct {
@@ -70,6 +72,8 @@ type nodesFlags struct {
 	explain, all bool
 	watch        bool
 	every, wait  time.Duration
+
+	issuers map[string]bool // whose labels verified(..) believes
 }
 
 func nodesCommand() *cobra.Command {
@@ -131,6 +135,9 @@ func (f *nodesFlags) filter() (*protocol.Filter, error) {
 		flag, field string
 		values      []string
 	}{{"--gpu", "gpu.model", f.gpu}, {"--region", "node.region", f.region}} {
+		if slices.Contains(more.values, "") {
+			return nil, usagef("%s is empty; leave it out for all", more.flag)
+		}
 		if len(more.values) == 0 {
 			continue
 		}
@@ -181,6 +188,11 @@ func (f *nodesFlags) query() (q dht.Query, err error) {
 }
 
 func (f *nodesFlags) run(c *cobra.Command) error {
+	for flag, values := range map[string][]string{"gpu": f.gpu, "region": f.region} {
+		if c.Flags().Changed(flag) && len(values) == 0 {
+			return usagef("--%s is empty; leave it out for all", flag)
+		}
+	}
 	query, err := f.query()
 	if err != nil {
 		return err
@@ -219,11 +231,16 @@ func (f *nodesFlags) ask(c *cobra.Command, use func(context.Context, *dht.Direct
 	if err != nil {
 		return err
 	}
+	issuers, err := issuersOf(c, network)
+	if err != nil {
+		return err
+	}
 	log, err := logger(c, slog.LevelError)
 	if err != nil {
 		return err
 	}
 	return withDirectory(c.Context(), seeds, log, f.wait, func(ctx context.Context, d *dht.Directory) error {
+		f.issuers = issuers
 		if network != nil {
 			d.SetNetwork(*network)
 			d.RenewNetwork(ctx)
@@ -232,8 +249,37 @@ func (f *nodesFlags) ask(c *cobra.Command, use func(context.Context, *dht.Direct
 	})
 }
 
+// issuersOf are those whose labels this user believes: the user's own operator key, and the roots of the network.
+func issuersOf(c *cobra.Command, network *protocol.NetworkFile) (map[string]bool, error) {
+	out := map[string]bool{}
+	own, err := operatorKey(c, false)
+	if err != nil {
+		return nil, err
+	}
+	if own != nil {
+		id, err := peer.IDFromPrivateKey(own)
+		if err != nil {
+			return nil, fmt.Errorf("the operator key: %w", err)
+		}
+		out[id.String()] = true
+	}
+	if network != nil {
+		for _, root := range network.Roots {
+			out[root.String()] = true
+		}
+	}
+	return out, nil
+}
+
+// verified says whether somebody whom this user believes has signed a label of a node.
+func (f *nodesFlags) verified(id peer.ID, l *pb.Label) bool {
+	issuer, ok := protocol.VerifyLabel(l, id, time.Now())
+	return ok && f.issuers[issuer.String()]
+}
+
 // find asks once; the rows are in the order of --sort.
 func (f *nodesFlags) find(ctx context.Context, d *dht.Directory, query dht.Query) ([]nodeRow, found, error) {
+	query.Verify = f.verified
 	nodes, idle, ex, err := f.workers(ctx, d, query)
 	if err != nil {
 		return nil, found{Explanation: ex}, err
@@ -428,7 +474,7 @@ func newNodeRow(c *dht.Candidate, now time.Time) nodeRow {
 	r := nodeRow{
 		PeerID: c.Peer.String(), State: strings.ToLower(c.State), CPU: host.GetCpuModel(), Cores: host.GetCores(), RAM: host.GetRamBytes(), GPUs: []gpuRow{},
 		Runs: host.GetExecutors(), Region: regionOf(rec.GetLocation()), Reach: rec.GetNetwork().GetReachability(), Agent: rec.GetAgent(), AgeS: float64(c.Age.Milliseconds()) / 1000, Seq: rec.GetSeq(),
-		Expires: time.UnixMilli(rec.GetExpires()).UTC().Format(time.RFC3339), Running: c.Availability.GetRunning(), Addrs: []string{},
+		Expires: time.UnixMilli(rec.GetExpires()).UTC().Format(time.RFC3339), Running: c.Availability.GetRunning(), Addrs: []string{}, heard: c.Availability != nil,
 	}
 	if r.State == "" {
 		r.State = "unknown"
@@ -487,7 +533,12 @@ func nodeColumns(rtt bool) []column[nodeRow] {
 		{"REGION", func(r *nodeRow) string { return regionText(r.Region, r.Check) }},
 		{"RUNS", func(r *nodeRow) string { return strings.Join(r.Runs, " ") }},
 		{"ASK", func(r *nodeRow) string { return priceText(r.Price) }},
-		{"HEARD", func(r *nodeRow) string { return fmt.Sprintf("%.0f s ago", r.AgeS) }},
+		{"HEARD", func(r *nodeRow) string {
+			if !r.heard {
+				return "-"
+			}
+			return fmt.Sprintf("%.0f s ago", r.AgeS)
+		}},
 	}
 	if rtt {
 		columns = append(columns, column[nodeRow]{"RTT", func(r *nodeRow) string {

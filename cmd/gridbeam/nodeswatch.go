@@ -74,6 +74,9 @@ func (f *nodesFlags) follow(ctx context.Context, w io.Writer, d *dht.Directory, 
 			return err
 		}
 		for _, c := range known.changes(rows, time.Now().UTC()) {
+			if c.Event == "gone" {
+				c.Node.State = whyGone(ctx, d, c.Node.PeerID)
+			}
 			if f.out.json() {
 				err = writeJSON(w, c, false)
 			} else {
@@ -91,6 +94,24 @@ func (f *nodesFlags) follow(ctx context.Context, w io.Writer, d *dht.Directory, 
 	}
 }
 
+// whyGone asks a node that is listed no more: it may be paused or draining, else it is silent.
+func whyGone(ctx context.Context, d *dht.Directory, text string) string {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	id, err := peer.Decode(text)
+	if err != nil {
+		return "unknown"
+	}
+	found, err := d.Get(ctx, id)
+	switch {
+	case err != nil || found.Availability == nil:
+		return "silent"
+	case found.State != "":
+		return strings.ToLower(found.State)
+	}
+	return "unknown"
+}
+
 func nodesShowCommand() *cobra.Command {
 	var f nodesFlags
 	var raw bool
@@ -103,7 +124,7 @@ func nodesShowCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			id, err := peer.Decode(args[0])
 			if err != nil {
-				return usagef("PEER is %q: %s; want an ID as gridbeam nodes prints it", args[0], err)
+				return usagef("PEER is %q; want a whole ID as gridbeam nodes prints it, such as 12D3KooW…", args[0])
 			}
 			return f.ask(c, func(ctx context.Context, d *dht.Directory) error {
 				found, err := d.Get(ctx, id)
