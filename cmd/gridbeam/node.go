@@ -203,7 +203,7 @@ its owner offers the processors even so: offer: {cpu: true} in node.yaml, or --o
 	fl.StringArrayVar(&f.labels, "label", nil, "key=value that the record claims, or a signed label that gridbeam network label has printed; repeatable")
 	fl.StringVar(&f.region, "region", "", "where this machine is, for all to see: a region (eu), country (DE) or subdivision (DE-BE); none says nothing (default: location in "+nodeFileName+", else nothing)")
 	fl.BoolVar(&f.mdns, "mdns", true, "find peers in the local network")
-	fl.BoolVar(&f.measureLine, "measure-line", true, "let two peers measure how fast this machine's line is, daily and while there is no work: 8 s each way, at most 4 GiB each (default: unless --local)")
+	fl.BoolVar(&f.measureLine, "measure-line", true, "let two peers measure how fast this machine's line is, daily and while there is no work: 8 s each way, at most 4 GiB each; not where all known peers are local unless said")
 	fl.StringVar(&f.metrics, "metrics", "", "answer Prometheus at /metrics on this loopback address, such as 127.0.0.1:9464 (default: nowhere)")
 	fl.BoolVar(&f.offerCPU, "offer-cpu", false, "offer the processors although the machine has GPUs and all of them are broken; without it such a node takes no work (default: offer in "+nodeFileName+", else no)")
 	fl.BoolVar(&f.local, "local", false, "one machine or LAN: do not ask others whether this machine can be reached (default: when all known peers are local)")

@@ -207,7 +207,7 @@ func writeProfiles(w io.Writer, all []node.ProfileStatus) {
 func nodeMeasureCommand() *cobra.Command {
 	var out output
 	c := &cobra.Command{
-		Use: "measure", Short: "Measure disk, memory and processors now, in some twelve seconds", Args: exactArgs(),
+		Use: "measure", Short: "Measure disk, memory and processors now, in a dozen seconds at most", Args: exactArgs(),
 		Long: `Measures how fast the disk of the data directory reads and writes past the system's cache (a file of 256 MiB, removed again), the
 bandwidth of the memory and the speed of the processors. The figures are kept in the data directory and go into the node's record. A node that
 runs does so by itself while it is idle, once a day; while chunks are in hand it refuses.`,
