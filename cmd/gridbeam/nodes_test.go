@@ -86,7 +86,7 @@ func TestIndexPeersMayBeOfOneNetworkOnlyWhereAllSeedsAreLocal(t *testing.T) {
 		"/dns4/bridge.gridbeam.example/udp/4001/quic-v1": false,
 	} {
 		var seeds []multiaddr.Multiaddr
-		for _, s := range strings.Fields(text) {
+		for s := range strings.FieldsSeq(text) {
 			seeds = append(seeds, multiaddr.StringCast(s))
 		}
 		if cfg := clientConfig(seeds); cfg.Loopback != want {
