@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,6 +37,26 @@ const LabelPriceTier = "net.price-tier"
 
 // LabelLocation is the key of the label by which an issuer vouches for a place: a region, country or subdivision.
 const LabelLocation = "location"
+
+// labelWords are the values of keys that jobs and prices ask for (discovery.md 9).
+var labelWords = map[string][]string{
+	"host.type": jobHostTypes, "compliance": jobCompliance, LabelTier: jobBandwidths,
+	LabelPriceTier: {"25", "50", "100", "200", "300", "400", "500", "1000"},
+}
+
+// CheckLabel returns an error, naming what fits, when a key that has a meaning of its own is to get a value that nobody
+// asks for. Other keys may have any value.
+func CheckLabel(key, value string) error {
+	if words, ok := labelWords[key]; ok && !slices.Contains(words, value) {
+		return fmt.Errorf("%s is %q, want %s", key, value, strings.Join(words, ", "))
+	}
+	if key == LabelLocation {
+		if _, err := ParsePlace(value); err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+	}
+	return nil
+}
 
 // Bounds of a label's texts, in bytes (discovery.md 2).
 const (

@@ -53,3 +53,26 @@ func TestLabelsOfAConfigurationAreReadOrRefusedWithAReason(t *testing.T) {
 		}
 	}
 }
+
+func TestLabelsThatJobsAskForHaveTheirWords(t *testing.T) {
+	for _, c := range []struct {
+		key, value string
+		good       bool
+	}{
+		{"host.type", "datacenter", true},
+		{"host.type", "spaceship", false},
+		{"compliance", "gdpr", true},
+		{"compliance", "GDPR", false},
+		{LabelTier, "ultra", true},
+		{LabelTier, "mega", false},
+		{LabelPriceTier, "1000", true},
+		{LabelPriceTier, "150", false},
+		{LabelLocation, "DE-BE", true},
+		{LabelLocation, "Mars", false},
+		{"rack", "anything", true},
+	} {
+		if err := CheckLabel(c.key, c.value); (err == nil) != c.good {
+			t.Errorf("%s=%s: %v", c.key, c.value, err)
+		}
+	}
+}

@@ -71,6 +71,9 @@ Keys that jobs ask for: host.type (datacenter, miner, partner) and compliance (s
 			if !ok || key == "" || value == "" {
 				return usagef("KEY=VALUE is %q, want for example host.type=datacenter", args[1])
 			}
+			if err := protocol.CheckLabel(key, value); err != nil {
+				return usagef("KEY=VALUE: %s", err)
+			}
 			if days < 1 || days > 3650 {
 				return usagef("--days is %d, want 1 to 3650", days)
 			}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -121,6 +122,9 @@ func all(addrs []multiaddr.Multiaddr, is func(multiaddr.Multiaddr) bool) bool {
 	return true
 }
 
+// goTypes are the words of a YAML error about which only a programmer knows.
+var goTypes = regexp.MustCompile(`cannot unmarshal (\w+) into Go (?:struct field [\w.]+|value) of type (\w+)`)
+
 func readNodeFile(path string) (file nodeFile, err error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -130,7 +134,7 @@ func readNodeFile(path string) (file nodeFile, err error) {
 		return file, fmt.Errorf("reading the configuration: %w", err)
 	}
 	if err := yaml.UnmarshalWithOptions(b, &file, yaml.Strict()); err != nil && !errors.Is(err, io.EOF) {
-		return file, usagef("%s: %s", path, yaml.FormatError(err, false, true))
+		return file, usagef("%s: %s", path, goTypes.ReplaceAllString(yaml.FormatError(err, false, true), "this is a $1, want a $2"))
 	}
 	return file, nil
 }

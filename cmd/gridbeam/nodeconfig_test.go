@@ -54,3 +54,14 @@ func TestProcessorsBesideBrokenGPUsAreOfferedByFlagOrFile(t *testing.T) {
 		t.Errorf("the line of node init's file: %v", err)
 	}
 }
+
+func TestATypeThatDoesNotFitIsSaidInWordsOfYAML(t *testing.T) {
+	path := filepath.Join(t.TempDir(), nodeFileName)
+	if err := os.WriteFile(path, []byte("offer: {cpu: maybe}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := readNodeFile(path)
+	if err == nil || !strings.Contains(err.Error(), "this is a string, want a bool") || !strings.Contains(err.Error(), "maybe") || strings.Contains(err.Error(), "struct") {
+		t.Errorf("%v", err)
+	}
+}
