@@ -185,7 +185,10 @@ func (a *Announcer) Run(ctx context.Context) error {
 	a.seq = last
 	ask, stop := context.WithCancel(ctx)
 	var asking sync.WaitGroup
-	asking.Go(func() { a.watchConditions(ask) })
+	a.mu.Lock()
+	own := rand.New(rand.NewPCG(a.rnd.Uint64(), a.rnd.Uint64())) // so that who draws first is nobody's luck
+	a.mu.Unlock()
+	asking.Go(func() { a.watchConditions(ask, own) })
 	err = a.loop(ctx)
 	stop()
 	asking.Wait()
@@ -337,7 +340,12 @@ func earlier(a, b time.Time) time.Time {
 func (a *Announcer) vary(d time.Duration) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return time.Duration(float64(d) * (0.9 + 0.2*a.rnd.Float64()))
+	return varied(d, a.rnd)
+}
+
+// varied is a tenth more or less, so that peers that have started together do not stay together.
+func varied(d time.Duration, rnd *rand.Rand) time.Duration {
+	return time.Duration(float64(d) * (0.9 + 0.2*rnd.Float64()))
 }
 
 func (a *Announcer) retry() time.Duration {

@@ -2,6 +2,7 @@ package dht
 
 import (
 	"context"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -59,8 +60,8 @@ func (c conditions) wait() time.Duration {
 }
 
 // watchConditions asks others now and then until ctx ends, and tells the loop what has changed.
-func (a *Announcer) watchConditions(ctx context.Context) {
-	for wait := conditionsFirst; pauseFor(ctx, a.vary(wait)) == nil; {
+func (a *Announcer) watchConditions(ctx context.Context, rnd *rand.Rand) {
+	for wait := conditionsFirst; pauseFor(ctx, varied(wait, rnd)) == nil; {
 		before := a.present()
 		clocks, populations := a.d.askConditions(ctx, before.doubtful)
 		a.mu.Lock()
@@ -107,7 +108,7 @@ func (d *Directory) askConditions(ctx context.Context, others bool) (clocks []ti
 	if len(clocks) >= clockAnswers && !others {
 		return clocks, populations
 	}
-	servers := d.kad.RoutingTable().ListPeers()
+	servers := sortedIDs(d.kad.RoutingTable().ListPeers())
 	d.mu.Lock()
 	d.rnd.Shuffle(len(servers), func(i, j int) { servers[i], servers[j] = servers[j], servers[i] })
 	d.mu.Unlock()
