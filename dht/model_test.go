@@ -150,14 +150,6 @@ func TestTheSameSeedGivesTheSameHistory(t *testing.T) {
 		return r.trace
 	}
 	first, again, other := history(3), history(3), history(4)
-	if first != again { // on a busy machine one run in ten or so differs by a message, and nobody knows yet why
-		t.Logf("traces %016x, again %016x: once more", first, again)
-		if third := history(3); third == first {
-			again = third
-		} else if third == again {
-			first = third
-		}
-	}
 	if first != again || first == other {
 		t.Errorf("traces %016x, again %016x, of another seed %016x", first, again, other)
 	}
