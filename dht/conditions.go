@@ -104,14 +104,12 @@ func (d *Directory) askConditions(ctx context.Context, others bool) (clocks []ti
 			take(h)
 		}
 	}
-	ask(d.otherReplicas(ctx), func(h Hello) { populations = append(populations, h.Population) })
+	ask(d.otherReplicas(ctx, "conditions"), func(h Hello) { populations = append(populations, h.Population) })
 	if len(clocks) >= clockAnswers && !others {
 		return clocks, populations
 	}
 	servers := sortedIDs(d.kad.RoutingTable().ListPeers())
-	d.mu.Lock()
-	d.rnd.Shuffle(len(servers), func(i, j int) { servers[i], servers[j] = servers[j], servers[i] })
-	d.mu.Unlock()
+	d.chance("conditions").Shuffle(len(servers), func(i, j int) { servers[i], servers[j] = servers[j], servers[i] })
 	ask(servers, func(Hello) {})
 	return clocks, populations
 }

@@ -2,6 +2,7 @@ package dht
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -83,6 +84,7 @@ type Directory struct {
 	around    surroundings
 	started   time.Time    // when New was called, by our clock
 	order     uint64       // of this peer (orderOf)
+	salt      uint64       // of chance
 	lingering atomic.Int64 // heartbeats that wait to be forwarded
 	ready     chan struct{}
 	done      chan struct{}
@@ -128,6 +130,7 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 		renewed:  make(chan struct{}, 1),
 		started:  clock(),
 		order:    orderOf(h.ID()),
+		salt:     rnd.Uint64(),
 		ready:    make(chan struct{}),
 		done:     make(chan struct{}),
 		levels:   map[string]perch{},
@@ -140,6 +143,13 @@ func New(cfg Config, h host.Host, gossip Gossip, clock func() time.Time, rnd *ra
 }
 
 func (d *Directory) now() time.Time { return d.clock() }
+
+// chance is a generator for what is about the subject and happens now. Who shares one draws what is left by others that
+// draw at the same moment, in an order that is nobody's.
+func (d *Directory) chance(subject string) *rand.Rand {
+	about := digestOf([]byte(subject))
+	return rand.New(rand.NewPCG(d.salt^binary.BigEndian.Uint64(about[:]), uint64(d.now().UnixNano())))
+}
 
 // Run takes part in the network until ctx ends; it returns nil on orderly cancel. It may be called once.
 // Methods that need the network wait for it to have started.
@@ -306,7 +316,7 @@ func (d *Directory) fromReplicas(ctx context.Context, id peer.ID, settled func()
 	if settled() {
 		return
 	}
-	for i, of := range d.otherReplicas(ctx) {
+	for i, of := range d.otherReplicas(ctx, string(id)) {
 		if i > 0 && pauseFor(ctx, replicasPause) != nil || i == replicasAsked {
 			return
 		}

@@ -177,16 +177,14 @@ func (d *Directory) indexPeers(ctx context.Context, others bool) (ids []peer.ID,
 		ids = d.findIndexPeers(ctx)
 		m.ids, m.at = slices.Clone(ids), d.now()
 	}
-	d.mu.Lock()
-	d.rnd.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
-	d.mu.Unlock()
+	d.chance("index peers").Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
 	slices.SortStableFunc(ids, func(a, b peer.ID) int { return btoi(!d.connected(a)) - btoi(!d.connected(b)) })
 	return ids, remembered
 }
 
 // otherReplicas are index peers that we are connected to, in random order. They are looked for every half hour, also
 // when there are few.
-func (d *Directory) otherReplicas(ctx context.Context) []peer.ID {
+func (d *Directory) otherReplicas(ctx context.Context, subject string) []peer.ID {
 	m := &d.indexes
 	if !m.take(ctx) {
 		return nil
@@ -196,9 +194,7 @@ func (d *Directory) otherReplicas(ctx context.Context) []peer.ID {
 		m.ids, m.at = d.findIndexPeers(ctx), d.now()
 	}
 	ids := slices.DeleteFunc(slices.Clone(m.ids), func(id peer.ID) bool { return !d.connected(id) })
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.rnd.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
+	d.chance(subject).Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
 	return ids
 }
 

@@ -130,7 +130,7 @@ func (d *Directory) provide(ctx context.Context, attr string) error {
 		n, holders = d.entries(ctx, attr, bits[:l])
 		counted = l
 		return n
-	}, d.roll)
+	}, d.chance(attr).Float64)
 	d.mu.Lock()
 	d.levels[attr] = at
 	d.mu.Unlock()
@@ -166,12 +166,6 @@ func (d *Directory) announce(ctx context.Context, key cid.Cid, holders []peer.ID
 	return errs[0]
 }
 
-func (d *Directory) roll() float64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.rnd.Float64()
-}
-
 // entries looks a key's holders up and asks one of them, at random, how many have announced themselves under it; -1 when
 // it cannot be known.
 func (d *Directory) entries(ctx context.Context, attr, bits string) (n int, holders []peer.ID) {
@@ -183,7 +177,7 @@ func (d *Directory) entries(ctx context.Context, attr, bits string) (n int, hold
 	if err != nil || len(holders) == 0 {
 		return -1, nil
 	}
-	infos, _, err := d.wire.GetProviders(ctx, holders[int(d.roll()*float64(len(holders)))], key.Hash())
+	infos, _, err := d.wire.GetProviders(ctx, holders[d.chance(attr+bits).IntN(len(holders))], key.Hash())
 	switch {
 	case errors.Is(err, msgio.ErrMsgTooLarge):
 		return 2 * splitEntries, holders // more than is read
@@ -213,7 +207,7 @@ func (d *Directory) Providers(ctx context.Context, attr string, count int) ([]pe
 
 // providers reads the keys of an attribute.
 func (d *Directory) providers(ctx context.Context, attr string, count int, read func(context.Context, cid.Cid, int) []peer.AddrInfo) []peer.AddrInfo {
-	return descend(max(count, 1), d.roll, func(bits string, most int) []peer.AddrInfo {
+	return descend(max(count, 1), d.chance(attr).Float64, func(bits string, most int) []peer.AddrInfo {
 		key, err := providerKey(attr, bits)
 		if err != nil {
 			return nil

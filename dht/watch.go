@@ -193,7 +193,7 @@ func (w *watcher) remember(a peer.AddrInfo) {
 		w.anchors = append(w.anchors, a)
 		w.change(func(s *Standing) { s.Anchors = append(s.Anchors, w.anchor(a)) })
 	default:
-		i = w.given + int(w.d.roll()*maxRemembered)
+		i = w.given + w.d.chance(string(a.ID)).IntN(maxRemembered)
 		delete(w.known, w.anchors[i].ID)
 		w.anchors[i] = a
 		w.change(func(s *Standing) { s.Anchors[i] = w.anchor(a) })
@@ -484,10 +484,8 @@ func (w *watcher) askOthers(ctx context.Context) time.Duration {
 	if own == nil {
 		return w.cfg.Seen
 	}
-	ids := w.d.kad.RoutingTable().ListPeers()
-	w.d.mu.Lock()
-	w.d.rnd.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
-	w.d.mu.Unlock()
+	ids := sortedIDs(w.d.kad.RoutingTable().ListPeers())
+	w.d.chance("seen").Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
 	seen, clocks := Seen{At: w.d.now()}, []time.Duration{}
 	for _, id := range ids {
 		if seen.Asked == w.cfg.Probes || ctx.Err() != nil {
