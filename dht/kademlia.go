@@ -259,6 +259,9 @@ func (o *oneShot) SendMessage(ctx context.Context, p peer.ID, m *kadpb.Message) 
 }
 
 func (o *oneShot) send(ctx context.Context, p peer.ID, m *kadpb.Message) (network.Stream, error) {
+	if err := ctx.Err(); err != nil { // over an open connection a stream opens all the same
+		return nil, fmt.Errorf("sending a request: %w", err)
+	}
 	s, err := o.host.NewStream(ctx, p, protocol.ProtoKad)
 	if err != nil {
 		return nil, fmt.Errorf("opening a stream: %w", err)
