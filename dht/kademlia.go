@@ -258,8 +258,20 @@ func (o *oneShot) SendMessage(ctx context.Context, p peer.ID, m *kadpb.Message) 
 	return s.Close()
 }
 
+// timeLeft is the context's error, also when its deadline has come and its timer has not told yet. Over an open connection
+// a stream opens all the same.
+func timeLeft(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err //nolint:wrapcheck // by the caller, who knows for what the time was
+	}
+	if at, ok := ctx.Deadline(); ok && !time.Now().Before(at) {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
 func (o *oneShot) send(ctx context.Context, p peer.ID, m *kadpb.Message) (network.Stream, error) {
-	if err := ctx.Err(); err != nil { // over an open connection a stream opens all the same
+	if err := timeLeft(ctx); err != nil {
 		return nil, fmt.Errorf("sending a request: %w", err)
 	}
 	s, err := o.host.NewStream(ctx, p, protocol.ProtoKad)

@@ -104,7 +104,7 @@ func (o *opener) row(row *pb.QueryRow, wanted map[peer.ID]bool, now time.Time) (
 func (d *Directory) exchange(ctx context.Context, of peer.ID, req *pb.QueryRequest, most int, take func(*pb.QueryRow)) (*pb.QueryReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.QueryTimeout)
 	defer cancel()
-	if err := ctx.Err(); err != nil { // over an open connection a stream opens all the same
+	if err := timeLeft(ctx); err != nil {
 		return nil, fmt.Errorf("asking %s: %w", of, err)
 	}
 	// A relay's limits leave room for a few rows, all that is asked of a node that only a relay reaches.
